@@ -69,12 +69,12 @@ class Person:
 
     @property
     def messages(self) -> Locator:
-        """Return the messages, own and others', that the server has confirmed."""
-        return self.page.locator("#log .msg[data-seq] p")
+        """Return the messages, own and others', that the server has sent."""
+        return self.page.locator("#log .msg[data-offset] p")
 
     @property
     def own_messages(self) -> Locator:
-        return self.page.locator("#log .msg.mine[data-seq] p")
+        return self.page.locator("#log .msg.mine[data-offset] p")
 
     def worker(self) -> int:
         """Return the process that runs the app for this page."""
@@ -225,9 +225,9 @@ def test_rooms_are_separate(shared_interfaces: list[Process], person: Callable[.
     grace.page.go_back()
     grace.expect_state("Connected")
     grace.expect_users("Grace", "Ada")
-    expect(grace.messages).to_have_count(0)
+    expect(grace.messages).to_have_text(["Only for the lobby"])
     ada.send("Welcome back")
-    expect(grace.messages).to_have_text(["Welcome back"])
+    expect(grace.messages).to_have_text(["Only for the lobby", "Welcome back"])
 
     # A reload stays in the room, under the same name.
     grace.page.reload()
@@ -258,15 +258,50 @@ def test_a_reload_keeps_the_messages_and_sends_no_notes(
     for one in (grace, ada):
         expect(one.messages).to_have_text([*texts, "After"])
     expect(grace.own_messages).to_have_text(["Before", "After"])
-    grace.expect_note("You are back")
+
+    # Another window under the same name is no other person, and neither is its end.
+    other = Person(grace.page.context.new_page(), "Grace", grace.room).join(shared_interfaces[0].url)
+    other.expect_users("Grace", "Ada", "Linus")
+    expect(other.messages).to_have_text([*texts, "After"])
+    other.page.close()
 
     linus.page.close()  # later than the reload, so a note about the reload would have arrived
     ada.expect_note("Linus left")
     expect(ada.page.locator(".note", has_text="Grace")).to_have_text(["Grace joined"])
+    ada.expect_users("Ada", "Grace")
 
-    # Another window of the same browser begins anew.
-    other = Person(grace.page.context.new_page(), "Grace", grace.room).join(shared_interfaces[1].url)
-    expect(other.messages).to_have_count(0)
+
+def test_who_comes_later_gets_what_was_said(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(shared_interfaces[0].url)
+    ada.send("Nobody is here yet")
+    expect(ada.messages).to_have_text(["Nobody is here yet"])
+    grace = person("Grace").join(shared_interfaces[1].url)
+    expect(grace.messages).to_have_text(["Nobody is here yet"])
+    expect(grace.own_messages).to_have_count(0)
+    grace.expect_no_gap()
+
+    ada.send_quickly(210)  # 200 are kept
+    expect(grace.messages).to_have_count(211)
+    linus = person("Linus").join(shared_interfaces[1].url)
+    expect(linus.messages).to_have_count(200)
+    expect(linus.messages.last).to_have_text("Ada 210")
+    expect(linus.page.locator(".note.gap")).to_have_text("Earlier messages are not kept any more.")
+
+
+def test_others_see_who_is_typing(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
+    ada = person("Ada").join(shared_interfaces[0].url)
+    grace = person("Grace").join(shared_interfaces[1].url)
+    ada.expect_users("Ada", "Grace")
+    grace.page.get_by_label("Message", exact=True).fill("Let me th")
+    expect(ada.page.locator("#typing")).to_have_text("Grace is typing …")
+    ada.screenshot("typing")
+    expect(grace.page.locator("#typing")).to_be_empty()
+    grace.send("Let me think")
+    expect(ada.messages).to_have_text(["Let me think"])
+    expect(ada.page.locator("#typing")).to_be_empty()
+    grace.page.get_by_label("Message", exact=True).fill("Well")
+    expect(ada.page.locator("#typing")).to_have_text("Grace is typing …")
+    expect(ada.page.locator("#typing")).to_be_empty()  # after a while without another letter
 
 
 def test_users_have_distinct_colors(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
@@ -324,9 +359,9 @@ def test_invalid_input_gets_an_error(shared_interfaces: list[Process], person: C
         ('"a string"', "A message is {"),
         ('{"type": "shout", "text": "hello"}', "A message is {"),
         ('{"type": "say", "text": 5}', "A message is {"),
-        ('{"type": "present", "to": "http.request"}', "A message is {"),
-        (json.dumps({"type": "say", "text": " "}), "1 to 2000 characters"),
-        (json.dumps({"type": "say", "text": "x" * 2001}), "1 to 2000 characters"),
+        ('{"type": "say", "id": "no spaces", "text": "hello"}', "A message is {"),
+        (json.dumps({"type": "say", "id": "1", "text": " "}), "1 to 2000 characters"),
+        (json.dumps({"type": "say", "id": "2", "text": "x" * 2001}), "1 to 2000 characters"),
         ("x" * 100_000, "at most"),
     ):
         ada.page.locator("#error").evaluate("node => showError('')")
@@ -418,9 +453,11 @@ def test_a_page_reconnects_to_a_restarted_interface(
     ada.send("Before")
     expect(grace.messages).to_have_text(["Before"])
 
+    ada.send("On its way")
     getattr(interfaces[0], end)()
     interfaces[0].wait()
     ada.expect_state("Reconnecting…")
+    grace.send("Said meanwhile")
     expect(ada.page.locator("#offline")).to_contain_text(re.compile(r"next try in \d+ s"))
     grace.expect_state("Connected")
     ada.page.get_by_label("Message", exact=True).fill("Written while away")
@@ -437,4 +474,6 @@ def test_a_page_reconnects_to_a_restarted_interface(
     for one in (ada, grace):
         expect(one.messages.filter(has_text="Written while away")).to_have_count(1)
         expect(one.messages.filter(has_text="You are back")).to_have_count(1)
+        expect(one.messages).to_have_count(5)
+        assert sorted(one.messages.all_inner_texts()[:3]) == ["Before", "On its way", "Said meanwhile"]
         one.expect_no_gap()
