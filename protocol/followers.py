@@ -177,6 +177,10 @@ class FollowedStream(Generic[_Follower]):
         """The offset after which the next page is to be read: the one that has waited longest."""
         return next(iter(self._readers))
 
+    def readers(self, after: Offset) -> list[_Follower]:
+        """Return the followers for which a page behind an offset is to be read."""
+        return [*self._readers.get(after, ())]
+
     def on_page(self, after: Offset, known: Offset, page: Page, *, gone: bool = False) -> Delivery[_Follower] | None:
         """Handle a page.
 

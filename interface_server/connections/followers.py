@@ -322,6 +322,8 @@ class Followers:
         try:
             while stream.reads_due and not self._held:
                 after, known = stream.next_read, stream.tail
+                if not self._hold_slow(stream, after):
+                    continue
                 async with self._reads:
                     page = await self._read_page(stream.name, after, PAGE_ENTRIES)
                 if self._held:
@@ -345,7 +347,20 @@ class Followers:
         elif stream.absent_since == math.inf:
             stream.absent_since = self._now
         gone = self._now - stream.absent_since >= ABSENT_SECONDS
+        self._hold_slow(stream, after)
         self._write(stream, stream.on_page(after, known, page, gone=gone))
+
+    def _hold_slow(self, stream: _Stream, after: Offset) -> bool:
+        """Hold those that can read a page and whose clients have no room: pages of other streams may have filled it.
+
+        Returns:
+            Whether there are others.
+        """
+        readers = stream.readers(after)
+        slow = [each for each in readers if each.reader.shared_writer.write_paused]
+        for follower in slow:
+            stream.hold(follower)
+        return len(slow) < len(readers)
 
     def broadcast(self, group: str, message: Message) -> None:
         """Handle a message to the group of a stream."""

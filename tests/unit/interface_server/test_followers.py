@@ -201,10 +201,32 @@ def test_a_slow_client_gets_one_page_at_a_time(table: Table) -> None:
     viewer.post(UNFOLLOW, "answer")
     viewer.terminator.write_paused = True
     viewer.follow()
-    assert len(viewer.got) == followers.PAGE_ENTRIES
+    assert viewer.got == []
     viewer.terminator.write_paused = False
     viewer.connection.acknowledge()
     assert viewer.got == [str(number) for number in range(450)]
+
+
+def test_a_slow_client_gets_no_more_of_the_other_streams_that_it_follows(table: Table) -> None:
+    writers = [Writer(table, f"answer.{number}") for number in range(5)]
+    for writer in writers:
+        writer.append("a")
+    viewer = Viewer(table)
+    room = iter([False, True, *[True] * 100])  # the first page fills the buffer
+    with pytest.MonkeyPatch.context() as patch:
+        written = viewer.terminator.write_shared
+
+        def write_shared(*args: Any) -> None:
+            written(*args)
+            viewer.terminator.write_paused = next(room, True)
+
+        patch.setattr(viewer.terminator, "write_shared", write_shared)
+        for number in range(5):
+            viewer.follow(stream=f"answer.{number}")
+        assert len(viewer.got) == 2
+    viewer.terminator.write_paused = False
+    viewer.connection.acknowledge()
+    assert len(viewer.got) == 5
 
 
 def test_a_further_run_goes_on_where_the_client_is(table: Table) -> None:
