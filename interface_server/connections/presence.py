@@ -202,12 +202,11 @@ class Users:
             while page.cursor is not None:
                 page = await self._store.page(group, page.cursor)
                 found += page.users
-            channels = [each.user for each in sorted(found, key=lambda each: (each.since, each.user))]
+            since = {each.user: each.since for each in found}  # a connection may be on two pages
+            channels = sorted(since, key=lambda channel: (since[channel], channel))
             own = reply_channel(self._bus.mailbox, member.number)
-            if self._newest_goes:
-                close = [own] if own in channels[limit:] else []
-            else:
-                close = channels[: max(0, len(channels) - limit)]
+            # A newer connection may have been stored before this one, and have found room.
+            close = channels[limit:] if self._newest_goes else channels[: max(0, len(channels) - limit)]
             for channel in close:
                 local = split_local(channel)
                 if local is not None:

@@ -141,12 +141,12 @@ class StreamEndpoint:
 
     def _begin(self, reader: StreamReader, request: Request) -> None:
         """Have a reader answer a request. Raises Refused."""
-        if request.method == "OPTIONS":
-            self._loop.call_soon(reader.answer, durable.preflight())
-            return
         raw_path, query_string = request.raw_path, request.query_string
         # Whoever reads the log must not be able to read the stream.
         request.target = raw_path + b"?" + _SIGNATURE.sub(b"signature=...", query_string) if query_string else raw_path
+        if request.method == "OPTIONS":
+            self._loop.call_soon(reader.answer, durable.preflight())
+            return
         query = durable.parse_query(query_string)
         name = durable.find_name(unquote(raw_path[len(self._prefix) :].decode("latin-1")))
         if self._keys is not None and (why := why_refused(name, query, self._keys, time.time())):

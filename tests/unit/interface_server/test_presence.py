@@ -309,6 +309,19 @@ def test_too_many_connections_of_a_user(limit: str) -> None:
     assert table.connections.counts["user limit"] == len(expected)
 
 
+def test_a_newer_connection_that_was_stored_before_is_closed() -> None:
+    table = Table(max_connections_per_user=2, user_limit="newest")
+    App(table, "ann")
+    newer = Present("interface.2!7", None, 2.0**40, 1)
+    table.bus.presence.users[user_group("ann")][newer.user] = newer
+    table.bus.posted.clear()
+    late = App(table)
+    late.send(IDENTIFY, "ann", pack(None))
+    closed = {mailbox + frame[1] for mailbox, frame in table.bus.posted if frame[0] == MESSAGE}
+    assert closed == {newer.user}
+    assert late.answers() == [(None, user_group("ann"))]
+
+
 # The stop, and the move to another process.
 
 

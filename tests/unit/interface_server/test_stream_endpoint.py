@@ -196,8 +196,10 @@ async def test_a_stream_is_read_with_its_signature_alone(caplog: pytest.LogCaptu
         }
         assert (await served.get(expired)).text == "The signature of this stream has expired.\n"
         assert served.server.counts()["stream refused"] == 5
+        await served.get(signed, "OPTIONS", **{"access-control-request-method": "GET"})
     logged = "\n".join(record.getMessage() for record in caplog.records)
     assert f"GET /streams/log?expires={FAR}&signature=...&offset=now HTTP/1.1" in logged
+    assert f"OPTIONS /streams/log?expires={FAR}&signature=... HTTP/1.1" in logged
     assert signed.rpartition("=")[2][:20] not in logged
 
 
