@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from asgibus.layers.streams.offsets import BEGINNING, Offset
@@ -181,19 +182,22 @@ class FollowedStream(Generic[_Follower]):
         """Return the followers for which a page behind an offset is to be read."""
         return [*self._readers.get(after, ())]
 
-    def on_page(self, after: Offset, known: Offset, page: Page, *, gone: bool = False) -> Delivery[_Follower] | None:
+    def on_page(
+        self, after: Offset, known: Offset, page: Page, *, most: int | None = None, gone: bool = False
+    ) -> Delivery[_Follower] | None:
         """Handle a page.
 
         Args:
             after: The offset after which it was read.
             known: The tail when the read began.
             page: The page.
+            most: The largest number of followers that get it; the others read it again. None for all.
             gone: Whether the stream has been absent for so long that its entries will not come back.
 
         Returns:
             What its readers get; None if that is nothing.
         """
-        readers = [*self._readers.pop(after, ())]
+        readers = self._take(after, most)
         if page.state is StreamState.ABSENT:
             return self._on_absent(readers, reset=after != BEGINNING and (page.reset or gone))
         whole = page.caught_up
@@ -218,6 +222,17 @@ class FollowedStream(Generic[_Follower]):
         reset = Offset(page.first.epoch, page.first.number - 1) if page.reset else None
         over = page.state if whole and page.state.is_over else None
         return self._delivery(readers, reset, page.items, over, page.error, offset)
+
+    def _take(self, after: Offset, most: int | None) -> list[_Follower]:
+        """Return the followers that get a page behind an offset, as many as `most`. They await a page no more."""
+        group = self._readers.get(after, {})
+        taken = [*islice(group, most)]
+        if len(taken) == len(group):
+            self._readers.pop(after, None)
+        else:
+            for follower in taken:
+                del group[follower]
+        return taken
 
     def _on_absent(self, readers: Sequence[_Follower], *, reset: bool) -> Delivery[_Follower] | None:
         """Have followers wait for the first broadcast of a stream."""

@@ -19,6 +19,7 @@ from asgibus.interface_server.terminator import FAULT, Abortable, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import stream_group
+from asgibus.layers.streams.batches import ENTRY_BYTES
 from asgibus.layers.streams.offsets import Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Page, StreamState, parse_broadcast
 from asgibus.protocol.counted_log import CountedLog
@@ -29,7 +30,10 @@ from asgibus.protocol.stream_frames import KEEP_ALIVE, read_template
 logger = logging.getLogger("asgibus.interface")
 
 GROUP_PREFIX: Final = stream_group("")
+PAGE_BYTES: Final = 256 * 1024  # of one read, about
 PAGE_ENTRIES: Final = 200  # of one read: what a slow client may have in its write buffer at most
+BYTES_AT_ONCE = 8 * 1024 * 1024  # about so many are written for one page, in one callback of the event loop
+ENTRY_COST: Final = 512  # bytes that are written as fast as an entry is encoded
 READS_AT_ONCE = 8  # pages that are read, and in memory, at a time
 LOOK_SECONDS = 60.0  # without a broadcast, after which a page is read in case one was lost
 KEEP_SECONDS = 5.0  # in the group of a stream between two polls
@@ -348,7 +352,7 @@ class Followers:
             stream.absent_since = self._now
         gone = self._now - stream.absent_since >= ABSENT_SECONDS
         self._hold_slow(stream, after)
-        self._write(stream, stream.on_page(after, known, page, gone=gone))
+        self._write(stream, stream.on_page(after, known, page, most=_most_readers(page), gone=gone))
 
     def _hold_slow(self, stream: _Stream, after: Offset) -> bool:
         """Hold those that can read a page and whose clients have no room: pages of other streams may have filled it.
@@ -498,3 +502,11 @@ class Followers:
         self._held = False
         for stream in self._streams.values():
             self._go_on(stream)
+
+
+def _most_readers(page: Page) -> int | None:
+    """Return how many followers get a page at a time, so that a thousand of them do not hold the event loop."""
+    if not page.items:
+        return None
+    size = min(page.bytes, PAGE_BYTES, len(page.items) * ENTRY_BYTES)
+    return max(1, BYTES_AT_ONCE // max(size, len(page.items) * ENTRY_COST))

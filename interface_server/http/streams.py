@@ -40,6 +40,7 @@ logger = logging.getLogger("asgibus.interface")
 
 PAGE_ENTRIES: Final = 500  # of one answer, or the beginning of server-sent events
 READS_AT_ONCE: Final = 16  # pages that are read at a time, so that a burst of clients does not fill the memory
+READERS_AT_ONCE: Final = 32  # that are answered with a page in one callback of the event loop
 EVENTS_SECONDS: Final = 60.0  # that server-sent events last, section 5.8; then the client connects again
 
 _SIGNATURE: Final = re.compile(rb"\bsignature=[^&]*")
@@ -210,7 +211,9 @@ class StreamEndpoint:
             self.connections.counts["fault"] += 1
             logger.exception("stream %r could not be read", key.name)
             answer = _FAULT
-        for reader in readers:
+        for number, reader in enumerate(readers, 1):
+            if not number % READERS_AT_ONCE:
+                await asyncio.sleep(0)
             try:
                 if answer is not None:
                     reader.answer(answer)

@@ -165,6 +165,28 @@ def test_one_page_and_one_broadcast_serve_all_followers(table: Table) -> None:
     assert table.bus.groups == ["stream:answer"]
 
 
+def test_a_large_page_is_written_for_some_followers_at_a_time(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followers, "BYTES_AT_ONCE", 3 * followers.ENTRY_COST)
+    most = 0
+    on_page = followers.Followers._on_page
+
+    def count(self: Any, stream: Any, *page: Any) -> None:
+        nonlocal most
+        before = sum(len(viewer.got) for viewer in viewers)
+        on_page(self, stream, *page)
+        most = max(most, sum(len(viewer.got) for viewer in viewers) - before)
+
+    monkeypatch.setattr(followers.Followers, "_on_page", count)
+    viewers: list[Viewer] = []
+    viewers += [Viewer(table) for _ in range(10)]
+    writer = Writer(table)
+    writer.append(1)
+    assert all(viewer.got == ["1"] for viewer in viewers)
+    assert most == 3
+    writer.append(2)
+    assert all(viewer.got == ["1", "2"] for viewer in viewers)
+
+
 def test_templates_are_each_encoded(table: Table) -> None:
     writer = Writer(table)
     raw, page = Viewer(table, template={"raw": True}), Viewer(table, template={"entry": "<i>{html}</i>", "end": None})
