@@ -11,7 +11,8 @@ PAGES = {"benchmarks.md": "benchmarks/README.md", "changes.md": "CHANGELOG.md"}
 PICTURE = re.compile(r"<p><img alt=\"([^\"]*)\" src=\"[./]*pictures/(\w+)\.svg\" ?/?></p>")
 
 FOREIGN_IN_PAGE = re.compile(
-    r"""<(?:script|img|iframe|link(?=[^>]*stylesheet|[^>]*icon|[^>]*pre))[^>]*\s(?:src|href)=["']?(?:https?:)?//"""
+    r"""<(?:script|img|iframe|link(?=[^>]*\srel=["']?[^"'>]*(?:stylesheet|icon|pre)))"""
+    r"""[^>]*\s(?:src|href)=["']?(?:https?:)?//"""
 )
 FOREIGN_IN_STYLE = re.compile(r"""url\(\s*["']?(?:https?:)?//|@import""")
 
