@@ -12,6 +12,7 @@ With pytest, parametrise a test over the lists. The checks delete everything in 
 - `SERVER_CHECKS`: the part for asgi-interface and asgi-worker (`Bus`).
 - `SHARED_SERVER_CHECKS`: that part between several layer objects.
 - `STREAM_CHECKS`, `SHARED_STREAM_CHECKS`: streams, which a layer may do without; see `ChannelLayer.extensions`.
+- `PRESENCE_CHECKS`: who is in a group, and wills, which a layer may do without, too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from asgibus.testing.conformance.tools import LayerFactory
 
 __all__ = [
     "CHECKS",
+    "PRESENCE_CHECKS",
     "SERVER_CHECKS",
     "SHARED_CHECKS",
     "SHARED_SERVER_CHECKS",
@@ -65,8 +67,9 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *groups.SHARED_CHECKS,
     *statistics.SHARED_CHECKS,
 )
-SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS, *presence.CHECKS)
+SERVER_CHECKS: tuple[Check, ...] = (*mailboxes.CHECKS, *claims.CHECKS, *deliveries.CHECKS)
 SHARED_SERVER_CHECKS: tuple[Check, ...] = mailboxes.SHARED_CHECKS
+PRESENCE_CHECKS: tuple[Check, ...] = presence.CHECKS
 STREAM_CHECKS: tuple[Check, ...] = streams.CHECKS
 SHARED_STREAM_CHECKS: tuple[Check, ...] = streams.SHARED_CHECKS
 

@@ -57,6 +57,7 @@ PUBLIC = {
         "SERVER_CHECKS",
         "SHARED_CHECKS",
         "SHARED_SERVER_CHECKS",
+        "PRESENCE_CHECKS",
         "SHARED_STREAM_CHECKS",
         "STREAM_CHECKS",
         "Check",

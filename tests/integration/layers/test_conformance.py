@@ -13,6 +13,7 @@ from asgibus.layers import InMemoryChannelLayer, RedisChannelLayer
 from asgibus.testing import conformance
 from asgibus.testing.conformance import (
     CHECKS,
+    PRESENCE_CHECKS,
     SERVER_CHECKS,
     SHARED_CHECKS,
     SHARED_SERVER_CHECKS,
@@ -100,7 +101,7 @@ def _name(check: Check) -> str:
     return getattr(check, "__name__", "").removeprefix("check_")
 
 
-ONE_LAYER = CHECKS + SERVER_CHECKS + STREAM_CHECKS
+ONE_LAYER = CHECKS + SERVER_CHECKS + PRESENCE_CHECKS + STREAM_CHECKS
 SEVERAL_LAYERS = SHARED_CHECKS + SHARED_SERVER_CHECKS + SHARED_STREAM_CHECKS
 ALL = {_name(check): check for check in ONE_LAYER + SEVERAL_LAYERS}
 

@@ -18,7 +18,9 @@ def make_layer(**options: Any) -> ChannelLayer:
 
 
 @pytest.mark.parametrize(
-    "check", [*conformance.CHECKS, *conformance.SERVER_CHECKS], ids=lambda check: check.__name__.removeprefix("check_")
+    "check",
+    [*conformance.CHECKS, *conformance.SERVER_CHECKS, *conformance.PRESENCE_CHECKS],
+    ids=lambda check: check.__name__.removeprefix("check_"),
 )
 async def test_the_worker_layer_conforms(check: conformance.Check) -> None:
     await check(make_layer)
