@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 import asgibus
 from asgibus.layers import settings as layer_settings
-from support import chromium, last_release, lease_times
+from support import chromium, forks, last_release, lease_times
 from support import redis as redis_support
 from support.processes import TESTS, Process, Processes
 from support.redis import RedisServer
@@ -78,6 +78,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         packages = Path(asgibus.__file__).parent
         for folder in (*packages.glob("*/"), TESTS):  # through a link no folder is found from above
             compileall.compile_dir(folder, quiet=2)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    forks.end()
 
 
 # Markers, and reports of missing requirements.
@@ -300,7 +304,7 @@ def processes(
     At its end they get SIGTERM. The test fails if one ended by itself before, does not end in time or not with 0, or
     logged a traceback without `allow_traceback=True`.
     """
-    processes = Processes(tmp_path)
+    processes = Processes(tmp_path, fork="cli" not in request.path.parts)
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():
@@ -313,7 +317,7 @@ def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
     Each test first calls `mark`, so that it reads only the log lines that follow.
     """
-    processes = Processes(tmp_path_factory.mktemp("shared"))
+    processes = Processes(tmp_path_factory.mktemp("shared"), fork="cli" not in request.path.parts)
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():

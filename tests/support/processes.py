@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from support import lease_times
+from support import forks, lease_times
 from support.deadline import HANG, STEP, TooLate, bound
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -46,7 +46,14 @@ class Process:
     """One process in the background; its stdout and stderr go to one log file."""
 
     def __init__(
-        self, name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str], allow_traceback: bool
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        env: Mapping[str, str],
+        allow_traceback: bool,
+        fork: bool = False,
     ) -> None:
         self.name = name
         self.command = list(command)
@@ -58,7 +65,12 @@ class Process:
         self._expected_to_end = False
         self._asked_to_end = False
         self._mark = 0
+        server = forks.server_of(self.command, env) if fork else None
+        self._popen: forks.Fork | subprocess.Popen[bytes]
         with self.log_path.open("wb") as log:
+            if server is not None:
+                self._popen = server.start(self.command, folder, env, log)
+                return
             self._popen = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -189,10 +201,14 @@ class Process:
 
 
 class Processes:
-    """All processes of one test or one module. `end` ends them and reports their faults."""
+    """All processes of one test or one module. `end` ends them and reports their faults.
 
-    def __init__(self, folder: Path) -> None:
+    The commands are forks of one process where that is possible: see `support.forks`. Tests of a start use none.
+    """
+
+    def __init__(self, folder: Path, *, fork: bool = True) -> None:
         self.folder = folder
+        self._fork = fork
         self.all: list[Process] = []
 
     def start(
@@ -212,6 +228,7 @@ class Processes:
             folder=self.folder,
             env=environment(env or {}),
             allow_traceback=allow_traceback,
+            fork=self._fork,
         )
         self.all.append(process)
         if ready is not None:
