@@ -18,8 +18,9 @@ Figures = Callable[[object], None]
 SOCKETS = 40
 REQUESTS = 100
 OTHER_VERSION = """
-from asgibus.layers import versions
-versions.CONNECT_REQUEST = versions.Format("connect requests", written=4, oldest=4, newest=4)
+from asgibus.layers.versions import Format
+from asgibus.protocol import checks
+checks.CONNECT_REQUEST, checks._WRITTEN = Format("connect requests", written=4, oldest=4, newest=4), 4
 from asgibus.cli.worker import main
 main()
 """

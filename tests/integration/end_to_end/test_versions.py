@@ -25,8 +25,9 @@ pytestmark = pytest.mark.anyio
 APP = "end_to_end.pool_app:app"
 INTERFACE = r"interface\.\w+!"
 LATER_VERSION = """
-from asgibus.layers import versions
-versions.CONNECT_REQUEST = versions.Format("connect requests", written=4, oldest=4, newest=4)
+from asgibus.layers.versions import Format
+from asgibus.protocol import checks
+checks.CONNECT_REQUEST, checks._WRITTEN = Format("connect requests", written=4, oldest=4, newest=4), 4
 from asgibus.cli.worker import main
 main()
 """
