@@ -1,6 +1,7 @@
 """The app of the demo: a page at `/`, and a WebSocket that answers numbered messages and passes on chat messages.
 
-Nothing here handles workers that die or are replaced. The app only tells the page which worker it runs in.
+Nothing here handles workers that die or are replaced. The app only tells the page which worker it runs in. The bus
+keeps the messages of the chat, and knows who is there.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import asgibus
 
@@ -24,6 +26,9 @@ FILES = {  # by path: the media type, and the content
 NOT_FOUND = (b"text/plain", b"There is only /\n")
 GROUP = "never_drop"  # every open page is a member; the demo announces its actions there
 MAX_TEXT = 500
+KEPT = 100  # messages of the chat
+JOIN = {"type": "websocket.send", "text": '{"type":"join","name":{user}}'}
+LEAVE = {"type": "websocket.send", "text": '{"type":"leave","name":{user}}'}
 
 
 async def app(scope: Event, receive: Receive, send: Send) -> None:
@@ -47,17 +52,23 @@ async def serve_file(scope: Event, send: Send) -> None:
 async def serve_socket(scope: Event, receive: Receive, send: Send) -> None:
     """Serve one socket, from its start or from where another worker stopped."""
     connection = asgibus.connection(scope)
+    query = parse_qs(scope["query_string"].decode())
+    name, after = query["name"][0][:20], query["after"][0]
     here = {"pid": os.getpid(), "version": os.environ.get("NEVER_DROP_VERSION"), "attempt": connection.attempt}
     await receive()  # websocket.connect
     await send({"type": "websocket.accept"})
-    await connection.group_add(GROUP)
-    await send(event("serving", **here))
+    await connection.identify(name)
+    await connection.group_add(GROUP, present=True, join=JOIN, leave=LEAVE, after=after)
+    people = [each.user for each in (await connection.layer.present(GROUP)).users]
+    await send(event("serving", people=people, **here))
     while (incoming := await receive())["type"] == "websocket.receive":
         match json.loads(incoming["text"]):
             case {"number": int(number)}:
                 await send(event("answer", number=number, **here))
-            case {"say": str(text), "name": str(name)} if 0 < len(text) <= MAX_TEXT:
-                await connection.group_send(GROUP, event("said", name=name[:20], text=text))
+            case {"say": str(text), "id": int(number)} if 0 < len(text) <= MAX_TEXT:
+                said = event("said", offset="<offset>", name=name, text=text)
+                # Handled again after a crash, it has the same id, and is heard once.
+                await connection.group_send(GROUP, said, keep=KEPT, id=f"{name}/{number}", placeholder="<offset>")
 
 
 def event(kind: str, /, **fields: Any) -> Event:

@@ -4,7 +4,7 @@ const EVERY = 200;  // milliseconds between two numbered messages
 const MARKS = {kill: "✕", deploy: "↻", interface: "⇄"};  // of what happens to processes
 const HUES = [190, 262, 30, 150, 320, 80, 230, 350];
 const $ = (id) => document.getElementById(id);
-const name = `Tab ${Math.random().toString(36).slice(2, 5).toUpperCase()}`;
+let name = `Tab ${Math.random().toString(36).slice(2, 5).toUpperCase()}`;
 
 // Sockets
 

@@ -69,6 +69,7 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
     page.get_by_label("Message").fill("Still here")
     page.get_by_role("button", name="Send").click()
     expect(other.locator("#said li")).to_contain_text("Still here")
+    expect(page.locator("#here")).to_have_text("2 here, 0 left")
     page.screenshot(path=SCREENSHOTS / "never-drop.png")
 
     assert demo.log().count("SIGKILL") >= 4
@@ -81,6 +82,11 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
         assert count(one, "takeovers") >= 2
         assert sent >= 20  # five a second, for the eight seconds or so that two rounds take after the page is open
         expect(one.locator("#state")).to_have_text("Connected")
+
+    other.reload()  # is no leave, and the chat has its messages again
+    expect(other.locator("#said li")).to_have_text([re.compile("Still here")])
+    other.close()
+    expect(page.locator("#here")).to_have_text("1 here, 1 left")
 
 
 def test_a_fastapi_app_loses_nothing_while_its_processes_are_killed_and_replaced(
@@ -105,8 +111,9 @@ def test_a_fastapi_app_loses_nothing_while_its_processes_are_killed_and_replaced
 def test_ctrl_c_leaves_no_process(demo: Process, page: Page) -> None:
     page.goto(demo.url)
     expect(page.locator("#state")).to_have_text("Connected")
-    started = psutil.Process(demo.pid).children(recursive=True)
-    assert len(started) >= 4, "an interface server, and a supervisor with two workers"
+    ours = psutil.Process(demo.pid)
+    wait_until(lambda: len(ours.children(recursive=True)) >= 4, what="an interface server, a supervisor, two workers")
+    started = ours.children(recursive=True)
     demo.interrupt()
     assert demo.wait() == 0
     wait_until(lambda: not any(process.is_running() for process in started), what="the end of all processes")
