@@ -6,13 +6,13 @@
 -- ARGV[2]  number of the offset
 -- ARGV[3]  for how many entries batches are returned; 0 for none
 -- ARGV[4]  after how many bytes no further ones are
--- Returns  {} without a stream, or {epoch; first; last; bytes; state; error; 1 if cancelled; ms until an open stream
+-- Returns  {} without a stream, {'damaged'} if its state cannot be used, or {epoch; first; last; bytes; state; error; 1 if cancelled; ms until an open stream
 --          fails; 1 if entries behind the offset are gone; number behind which the batches are; content type; {id, batch,
 --          …}}
 
 -- include now.lua
 -- include stream_state.lua
-if not stream.epoch then return {} end
+if not stream.epoch then return damaged and {'damaged'} or {} end
 local epoch, first, last = tonumber(stream.epoch), tonumber(stream.first), tonumber(stream.last)
 local state, left = stream.state, 0
 if is_open() then left = stream.fails - now elseif state == 'open' then state = 'failed' end

@@ -276,7 +276,9 @@ class RedisStreams:
     async def _page(self, name: str, after: Offset, limit: int) -> Page:
         store = await self._stores.client_of(name, self._layer.send_until())
         reply = await self._call(store, scripts.STREAM_PAGE, name, *after, max(0, limit), PAGE_BYTES)
-        if not reply:
+        if len(reply) < 2:
+            if reply:
+                self._entries.log_unexpected("odd stream", store.keys.stream_state(name), "it is no state of a stream")
             return Page([], BEGINNING, BEGINNING, StreamState.ABSENT, next=after)
         *numbers, state, error, cancelled, left, reset, begin, content_type, batches = reply
         epoch, first, last, size = map(int, numbers)
@@ -428,7 +430,7 @@ class RedisStreams:
         """Tell a writer. It learns the same from the reply to its next batch."""
         try:
             await self._layer.send(channel, message)
-        except (ChannelFull, LayerUnavailable) as error:
+        except (ChannelFull, LayerUnavailable, TypeError) as error:  # a damaged stream may name no channel
             logger.debug("the writer %s was not told: %s", channel, error)
 
     async def _call(

@@ -17,6 +17,7 @@ from support.deadline import in_time
 pytestmark = pytest.mark.anyio
 
 BATCHES = "asgibus:stream:a"
+FIELDS = ("epoch", "term", "first", "last", "bytes", "fails", "kept", "state", "writer", "cancelled", "grace")
 STATE = "asgibus:stream-state:{asgibus:stream:a}"
 
 
@@ -195,6 +196,37 @@ async def test_keys_of_another_type_are_replaced(layer: RedisChannelLayer, admin
         await out.append(1)
     assert items(await layer.stream("a").page()) == [1]
     assert layer.counts["wrong type"] == 2
+
+
+async def test_a_damaged_state_counts_as_absent_until_the_next_batch(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream, damages = layer.stream("a"), 0
+    async with stream.writer() as out:
+        for field in FIELDS:
+            for odd in (None, b"", b"\xff", b"nan", b"1.5", b"9" * 17):
+                if (field, odd) == ("grace", None) or (field == "cancelled" and odd is not None):
+                    continue
+                await out.append(field)
+                await out.flush()
+                assert admin.hdel(STATE, field) if odd is None else admin.hset(STATE, field, odd) == 0
+                if field != "writer" or odd in (None, b"\xff"):
+                    assert (await stream.page()).state is StreamState.ABSENT
+                    assert not await stream.cancel()
+                    damages += 1
+                else:
+                    admin.hset(STATE, "writer", b"\xff")  # else another writer has begun
+                await out.append("next")
+                await out.flush()
+                assert items(await stream.page())[-1] == "next"
+    assert layer.counts["odd stream"] == damages
+    for writes in (stream.writer(), stream.writer(restart=True)):
+        admin.hset(STATE, "epoch", b"x")
+        async with writes as out:
+            await out.append(1)
+    admin.hset(STATE, "last", b"x")
+    await stream.delete()
+    assert not admin.exists(STATE)
 
 
 async def test_a_stream_ends_while_redis_is_out_of_memory(
