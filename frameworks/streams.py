@@ -2,7 +2,7 @@
 
     url = "/streams/" + streams.sign("answer.7", key, expires=3600)
 
-Whoever has this URL may read the stream for an hour, at an interface server with `--streams /streams`.
+A client that has this URL may read the stream for an hour, at an interface server with `--streams /streams`.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class StreamError(LayerError):
 
 
 class WriterFenced(LayerError):
-    """This writer may not write to its stream any more: another one has begun, or the stream was ended or deleted.
+    """The writer may not write to its stream any more: another one has begun, or the stream was ended or deleted.
 
     Attributes:
         stream: The name of the stream.

@@ -1,4 +1,4 @@
-"""Who is in a group: what processes store about users, and what the members are told of joins and leaves.
+"""The presence of users in groups: the data that processes store, and the messages that tell joins and leaves.
 
 Each interface server stores, for each group, the users with connections of its own. A user who is at several of them is
 one user. The store says who was the first one to add a user to the group, and who the last one to remove it, so that a
@@ -37,7 +37,7 @@ class Present(NamedTuple):
     user: str
     """The id of the user, as `identify` got it."""
     info: Any
-    """What `identify` got about the user."""
+    """The data about the user, as `identify` got it."""
     since: float
     """When the user has joined, in seconds since 1970 by the clock of the interface server."""
     connections: int
@@ -65,7 +65,7 @@ class UserConnection(NamedTuple):
     reply_channel: str
     """The channel to which events for this connection can be sent."""
     info: Any
-    """What `identify` got at this connection."""
+    """The data about the user, as `identify` got it at this connection."""
     since: float
     """When this connection was identified, in seconds since 1970."""
 

@@ -24,16 +24,16 @@ LimitsByPattern = Mapping[Pattern, "StreamLimits | Mapping[str, Any]"]
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """The limits of what a stream keeps. What is over them falls off, the oldest entries first.
+    """The limits of the entries that a stream keeps. Beyond them, the oldest entries fall off.
 
     Raises:
         ValueError: A limit is not valid.
     """
 
     entries: int = STREAM_ENTRIES
-    """How many entries are kept."""
+    """The number of entries that are kept."""
     bytes: int = STREAM_BYTES
-    """How many bytes of packed entries are kept; the newest batch in any case."""
+    """The bytes of packed entries that are kept; the newest batch in any case."""
     kept: float = STREAM_KEPT_SECONDS
     """Seconds for which the stream is kept after its end."""
 
@@ -54,7 +54,7 @@ class LayerSettings:
     group_expiry: float = GROUP_EXPIRY_SECONDS
     """Seconds after which a membership ends unless it is renewed."""
     capacity: int = CAPACITY
-    """How many unread messages a channel holds."""
+    """The number of unread messages that a channel holds."""
     channel_capacity: tuple[tuple[re.Pattern[str], int], ...] = ()
     """Other capacities by pattern of the channel's name; the first match counts."""
     wait: float = WAIT_SECONDS

@@ -69,7 +69,7 @@ _PREFLIGHT: Final = (
 )
 _STORE_NOTHING: Final = (b"cache-control", b"no-store")
 _REVALIDATE: Final = (b"cache-control", b"private, no-cache")
-# What lies behind an offset never changes, once more follows. The signature is part of the URL.
+# The entries behind an offset never change, once more follow. The signature is part of the URL.
 _CACHEABLE: Final = (b"cache-control", b"private, max-age=60, stale-while-revalidate=300")
 
 

@@ -71,7 +71,7 @@ _Follower = TypeVar("_Follower", bound=Follower)
 
 
 class Delivery(NamedTuple, Generic[_Follower]):
-    """What followers are to get: the reset, then the entries, then the end."""
+    """A part of a stream for followers: the reset, then the entries, then the end."""
 
     followers: Sequence[_Follower]
     reset: Offset | None

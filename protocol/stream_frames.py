@@ -1,4 +1,4 @@
-"""What the followers of a stream get: entries as WebSocket messages, or as server-sent events. No IO.
+"""The entries of a stream for its followers: as WebSocket messages, or as server-sent events. No IO.
 
 An app describes both by a dict, its *template*, which passes the bus. Text in it has placeholders: `{stream}` and
 `{offset}`, `{data}` for an entry as JSON, `{text}` for an entry that is text, and `{html}` for the same, escaped.
@@ -46,7 +46,7 @@ _DEFAULTS: Final[Mapping[str, Mapping[str, str | None]]] = {
 
 
 Template = Literal["raw"] | Mapping[str, Any]
-"""What clients get: `"raw"` for entries as they are, or texts by what they are for."""
+"""The form of entries for clients: `"raw"` for entries as they are, or texts by their use."""
 
 
 def websocket_template(template: Template | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Answers that take their time, and outlive those who read and serve them: the web app.
 
 It puts a question on the channel `answers`, for a writer (writer.py), and has the browser follow the stream that the
-writer fills. Whoever knows the name of an answer may read and stop it, on any device; names cannot be guessed.
+writer fills. A user who knows the name of an answer may read and stop it, on any device; names cannot be guessed.
 """
 
 import secrets

@@ -34,7 +34,7 @@ MAX_NAME = 32
 MAX_TEXT = 2000
 # A character of text takes up to 12 in JSON (an escaped surrogate pair). A longer message is not parsed.
 MAX_MESSAGE = 12 * MAX_TEXT + 200
-# What the bus sends by itself: it fills in {user}, as JSON.
+# Messages that the bus sends by itself: it fills in {user}, as JSON.
 JOIN = {"type": "websocket.send", "text": '{"type":"join","name":{user}}'}
 LEAVE = {"type": "websocket.send", "text": '{"type":"leave","name":{user}}'}
 MISSED = '{"type":"missed"}'

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgibus.interface")
 
-# What the client gets when its connection fails: the HTTP status, and the close code of a WebSocket.
+# The answer to a client whose connection fails: the HTTP status, and the close code of a WebSocket.
 NO_WORKER = (503, 1013)  # no worker claims the connection: try again later
 WORKER_LOST = (502, 1012)  # the worker that served it is gone, and no other may continue
 POISON = (502, 1011)  # one worker after another died with it

@@ -161,7 +161,7 @@ class Followers:
 
     @property
     def streams(self) -> int:
-        """How many streams are followed."""
+        """The number of streams that are followed."""
         return len(self._streams)
 
     # Called by connections.

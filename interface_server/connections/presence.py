@@ -1,6 +1,6 @@
 """The users of this process's connections: who they are, in which groups they are present, and their wills.
 
-What the store gets is made here: for each group, the users with connections of this process. A user whose last
+The data for the store is made here: for each group, the users with connections of this process. A user whose last
 connection has ended stays for a while, so that a client that comes back has never left. Time is an argument.
 """
 
@@ -37,7 +37,7 @@ TOO_MANY: Final = (4429, "too many connections of this user")
 
 
 class UserOf:
-    """What is known about the user of a connection."""
+    """The user of a connection, as far as the server knows."""
 
     __slots__ = ("groups", "has_will", "identified_at", "info", "user")
 

@@ -143,7 +143,7 @@ class StreamEndpoint:
     def _begin(self, reader: StreamReader, request: Request) -> None:
         """Have a reader answer a request. Raises Refused."""
         raw_path, query_string = request.raw_path, request.query_string
-        # Whoever reads the log must not be able to read the stream.
+        # A reader of the log must not be able to read the stream.
         request.target = raw_path + b"?" + _SIGNATURE.sub(b"signature=...", query_string) if query_string else raw_path
         if request.method == "OPTIONS":
             self._loop.call_soon(reader.answer, durable.preflight())
@@ -255,7 +255,7 @@ class StreamReader:
         self._chance = random.random()
         self._until = math.inf  # when the wait, or the response with server-sent events, ends
         self.follows: dict[str, Following] | None = None
-        """How this reader follows the stream. See `Reader`."""
+        """The stream that this reader follows. See `Reader`."""
         self._stops = False  # whether nothing is waited for
         self._writes_events = False  # whether the head of server-sent events is written
         self.request = ReadRequest("")

@@ -1,4 +1,4 @@
-"""Who is in a group, and the wills of connections, within one process."""
+"""The presence of users in groups, and the wills of connections, within one process."""
 
 from __future__ import annotations
 

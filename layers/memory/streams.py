@@ -120,7 +120,7 @@ class MemoryStreams:
             stream = self._find(name)
             fenced = stream.writer if stream is not None and stream.state is StreamState.OPEN else ""
             if stream is None or stream.state is not StreamState.OPEN or restart:
-                # Who pressed "stop" while no writer was there means the writer that comes.
+                # A user who pressed "stop" while no writer was there means the writer that comes.
                 cancelled = stream is not None and stream.state is StreamState.OPEN and stream.cancelled and not fenced
                 stream = self._streams[name] = _Stored(self._new_epoch())
                 stream.cancelled = cancelled

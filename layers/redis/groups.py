@@ -45,7 +45,7 @@ class GroupStore(Store, Protocol):
 
 
 class Presence(Protocol):
-    """What a process has stored about its users: see `presence.own.RedisPresence`."""
+    """The data that a process has stored about its users: see `presence.own.RedisPresence`."""
 
     def renew(self, store: Any, *, everything: bool, lapsed: bool) -> None: ...
 

@@ -1,6 +1,6 @@
 """Pages and broadcasts: how followers learn of the entries and the state of a stream.
 
-Whoever follows a stream joins its group first, and then reads pages until it has caught up. From then on it takes the
+A follower of a stream joins its group first, and then reads pages until it has caught up. From then on it takes the
 entries from the broadcasts in the group, as long as each continues where the last one ended. At a gap it reads a page
 again. So a broadcast that is lost costs a read, and never an entry.
 """
@@ -16,8 +16,8 @@ from asgibus.layers.streams.offsets import BEGINNING, Offset
 
 BROADCAST_TYPE: Final = "asgibus.stream"
 ABSENT_SECONDS = 10.0
-"""How long an absent stream is waited for by a follower that has had entries of it. The store may have lost its data,
-and the writer begins the stream again within seconds. Later, its history is gone."""
+"""The time for which a follower that has had entries of an absent stream waits for it. The store may have lost its
+data, and the writer begins the stream again within seconds. Later, its history is gone."""
 
 
 @unique
@@ -29,9 +29,9 @@ class StreamState(StrEnum):
     OPEN = "open"
     """There will be further entries, or an end."""
     ENDED = "ended"
-    """Its writer has ended it. There will be no further entries in this epoch."""
+    """The writer has ended it. There will be no further entries in this epoch."""
     FAILED = "failed"
-    """Its writer has left it with an error, or is gone. There will be no further entries in this epoch."""
+    """The writer has left it with an error, or is gone. There will be no further entries in this epoch."""
 
     @property
     def is_over(self) -> bool:
@@ -98,7 +98,7 @@ class Broadcast:
     state: StreamState = StreamState.OPEN
     error: str = ""
     left: float | None = None
-    """As that of a page; None says nothing."""
+    """The value of a page; None if it is not known."""
 
     @property
     def next(self) -> Offset:

@@ -15,9 +15,9 @@ CANCELLED: Final = "asgibus.stream.cancelled"
 FENCED: Final = "asgibus.stream.fenced"
 """The type of the message for a writer that may not write any more. Its `why` says the reason."""
 WRITER_SECONDS = 60.0
-"""How long an open stream stays open whose writer gives no sign of life, if no process has noticed its death."""
+"""The time for which a stream stays open whose writer gives no sign of life, if no process has noticed its death."""
 RENEW_SECONDS = 20.0
-"""How often a writer gives a sign of life."""
+"""The time between two signs of life of a writer."""
 ANOTHER_WRITER = "another writer has begun"
 DELETED = "the stream was deleted"
 NOT_OPEN = "the stream is not open any more"

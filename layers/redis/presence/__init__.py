@@ -1,1 +1,1 @@
-"""Who is in a group, in Redis: what one process writes, what readers find, and the clean-up after dead processes."""
+"""The presence of users in groups, in Redis: the data of one process, its readers, and the clean-up after the dead."""

@@ -101,7 +101,7 @@ class RedisPresence(BusPresence):
             self._wills.renew(everything=everything, lapsed=lapsed)
 
     def close(self) -> None:
-        """Stop writing. What is stored stays."""
+        """Stop writing. The stored data stays."""
         self._writer.close()
         self._wills.close()
 

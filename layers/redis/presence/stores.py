@@ -1,4 +1,4 @@
-"""What the files of this folder use of the layer: its stores, and how to send to groups."""
+"""The parts of the layer that this folder uses: its stores, and the sending to groups."""
 
 from __future__ import annotations
 

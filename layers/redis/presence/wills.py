@@ -1,7 +1,7 @@
 """The wills of the connections of one process: events that are sent when a connection ends, or the process dies.
 
-They are in a hash. Whoever removes a will from it sends it, so that it is sent once: the process itself when the
-connection ends, or another one that cleans up after its death.
+They are in a hash. The process that removes a will from it sends it, so that it is sent once: the process itself when
+the connection ends, or another one that cleans up after its death.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Wills:
             await asyncio.wait(self._tasks)
 
     def close(self) -> None:
-        """Stop writing. What is stored stays."""
+        """Stop writing. The stored data stays."""
         for task in self._tasks:
             task.cancel()
 

@@ -1,7 +1,7 @@
-"""What one process writes about its users: again when the store has lost it, and no more when it is stored.
+"""The writer of the users of one process: it writes them again when the store has lost them.
 
 For each group, the process knows which users it has, and which of them are stored. One task at a time writes the
-difference, so that what changes meanwhile is one further write. It tells the group of joins and leaves by what the
+difference, so that all changes meanwhile are one further write. It tells the group of joins and leaves by what the
 script has replied. A process whose store lost its data writes everything again, and tells nothing.
 """
 
@@ -40,7 +40,7 @@ MOST_TOLD = 1000  # events that wait to be sent to one group; further ones are d
 
 
 class Again(Enum):
-    """How to write the users of a group again, who may not be stored any more."""
+    """The way to write the users of a group again, who may not be stored any more."""
 
     SILENTLY = "the store has lost its data, and nobody has left"
     TELLING = "others may have taken this process for dead, and may have told that they have left"
@@ -64,7 +64,7 @@ class _Group:
         self.announcements: Announcements | None = None
         self.connections = 0
         self.again: Again | None = None
-        """How everything has to be written again."""
+        """The way in which everything has to be written again."""
         self.store: Store | None = None
         self.named = False
         """Whether the group is in the set by which others clean up after this process."""
@@ -160,7 +160,7 @@ class PresenceWriter:
             await asyncio.wait(tasks)
 
     def close(self) -> None:
-        """Stop writing. What is stored stays, for others to clean up."""
+        """Stop writing. The stored data stays, for others to clean up."""
         for at in self._groups.values():
             for task in (at.writing, at.telling):
                 if task is not None:

@@ -135,7 +135,7 @@ class RedisStreams:
         """Return how many streams are written and read here."""
         return {"written streams": len(self._writers), "stream readers": len(self._readers)}
 
-    # What writers call.
+    # Called by writers.
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         fenced, page = await self._layer.run(lambda: self._begin(name, writer, restart))
@@ -268,7 +268,7 @@ class RedisStreams:
         for writer in list(self._writers.values()):
             writer.renew_soon()
 
-    # What followers call.
+    # Called by followers.
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         return await self._layer.run(lambda: self._page(name, after, limit))
@@ -387,7 +387,7 @@ class RedisStreams:
         self._readers.discard(channel)
         await self._channels.group_discard(stream_group(name), channel)
 
-    # What happens when a process dies.
+    # After the death of a process.
 
     async def end_streams_of(self, mailbox: str) -> None:
         """End the streams that a dead process was writing, and tell their followers.
