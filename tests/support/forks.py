@@ -1,7 +1,7 @@
 """Processes that are forks of one that has imported asgibus: to import it takes most of the time of a start.
 
-`python -m support.forks` imports the modules of both commands, and then forks for each request of the tests. The fork
-runs a command as `python -m` does.
+This module, run as a program, imports the modules of both commands, and then forks for each request of the tests. The
+fork runs a command as `python -m` does.
 """
 
 import json
@@ -25,6 +25,9 @@ RUN = ("asgibus.cli.interface", "asgibus.cli.worker", "support.launcher")
 
 AT_START = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "COVERAGE", "COV_")
 """Beginnings of the names of variables that a process reads before its first module is imported, or nearly so."""
+
+RUN_BY_PATH = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+"""Runs this module where `support` cannot be imported, as for the apps of other packages."""
 
 REQUEST_BYTES = 1024 * 1024
 LOOK_SECONDS = 0.05  # for which one thread waits for reports: others may wait, too
@@ -98,7 +101,7 @@ class ForkServer:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.forks", str(theirs.fileno())],
+                [sys.executable, "-c", RUN_BY_PATH, __file__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=dict(env),
