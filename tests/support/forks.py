@@ -23,7 +23,10 @@ IMPORTED = ("asgibus.cli.interface", "asgibus.cli.worker", "asgibus.layers.redis
 RUN = ("asgibus.cli.interface", "asgibus.cli.worker", "support.launcher")
 """The modules that a fork can run."""
 
-AT_START = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "COVERAGE", "COV_")
+MEASURED = ("COVERAGE", "COV_")
+"""Beginnings of the names of variables by which coverage measures a process: it does not measure forks."""
+
+AT_START = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
 """Beginnings of the names of variables that a process reads before its first module is imported, or nearly so."""
 
 RUN_BY_PATH = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
@@ -36,13 +39,21 @@ LOOK_SECONDS = 0.05  # for which one thread waits for reports: others may wait, 
 _server: "ForkServer | None" = None
 
 
-def server_of(command: Sequence[str], env: Mapping[str, str]) -> "ForkServer | None":
-    """Return the server of these tests if it can run the command in that environment; otherwise None."""
+def server_of(command: Sequence[str], env: Mapping[str, str], usual: Mapping[str, str]) -> "ForkServer | None":
+    """Return the server of these tests if it can run a command; otherwise None.
+
+    Args:
+        command: The command.
+        env: Its environment.
+        usual: The environment of most commands.
+    """
     global _server  # noqa: PLW0603  # as long as the tests run
     if [*command[:2]] != [sys.executable, "-m"] or command[2] not in RUN or not hasattr(os, "pidfd_open"):
         return None
+    if any(name.startswith(MEASURED) for name in env):
+        return None
     if _server is None:
-        _server = ForkServer(env)
+        _server = ForkServer(usual)
     return _server if _server.env == _at_start(env) else None
 
 

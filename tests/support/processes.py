@@ -65,7 +65,7 @@ class Process:
         self._expected_to_end = False
         self._asked_to_end = False
         self._mark = 0
-        server = forks.server_of(self.command, env) if fork else None
+        server = forks.server_of(self.command, env, environment()) if fork else None
         self._popen: forks.Fork | subprocess.Popen[bytes]
         with self.log_path.open("wb") as log:
             if server is not None:

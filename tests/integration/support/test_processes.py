@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support import processes as processes_support
+from support.forks import Fork
 from support.processes import LISTENING, Process, Processes
 
 Start = Callable[..., Process]
@@ -106,3 +107,17 @@ def test_a_failure_shows_the_end_of_a_log_without_the_access_log(start: Start) -
     assert first.startswith("(42 earlier lines and 100 of the access log are left out: ")
     assert len(lines) == 60
     assert lines[-2:] == ["INFO note 99", "x" * 500]
+
+
+@pytest.mark.parametrize("fork", [False, True], ids=["started", "forked"])
+def test_a_command_ends_the_same_as_a_fork(tmp_path: Path, fork: bool) -> None:
+    group = Processes(tmp_path, fork=fork)
+    wrong = group.start_worker("no_such_app:app", ready=False)
+    assert wrong.wait() == 1
+    assert "no_such_app" in wrong.log()
+    killed = group.start_interface(app="interface_server.http_app:app", env={"ASGIBUS_POOL": "other"})
+    assert "pool other" in killed.log()
+    killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    assert group.end() == []
+    assert isinstance(killed._popen, Fork) is fork
