@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
@@ -132,6 +132,16 @@ class StreamWriter:
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("a writer is entered once: call Stream.writer again")
+        try:
+            await _to_its_end(self._begin())
+        except asyncio.CancelledError as error:
+            if self._tasks:  # begun already
+                await self.__aexit__(type(error), error, None)
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        """Begin the stream, and the tasks that write it."""
         self._loop = asyncio.get_running_loop()
         identity = self._identity
         identity.channel = await self._store.new_channel()
@@ -145,26 +155,30 @@ class StreamWriter:
         self._broadcaster.hint()
         for work in (self._write(), self._broadcaster.run(), self._listen(), self._renew()):
             self._tasks.append(asyncio.create_task(work, name=f"stream {self._name}"))
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         problem: Exception | None = None
-        with anyio.CancelScope(shield=True):  # a reader must learn of the end of a writer that is cancelled, too
-            try:
-                await self._finish(error)
-            except (WriterFenced, LayerUnavailable) as found:
-                problem = found
-            await self._stop()
-            with suppress(LayerUnavailable):
-                await self._store.leave(self._name, self._identity)
+        try:  # a reader must learn of the end of a writer that is cancelled, too
+            await _to_its_end(self._leave(error))
+        except (WriterFenced, LayerUnavailable) as found:
+            problem = found
         if problem is None:
             return
         if kind is None:
             raise problem
         if problem is not error:
             logger.warning("stream %s: its end was not written: %s", self._name, problem)
+
+    async def _leave(self, error: BaseException | None) -> None:
+        """End the stream, and the tasks that write it."""
+        try:
+            await self._finish(error)
+        finally:
+            await self._stop()
+            with suppress(LayerUnavailable):
+                await self._store.leave(self._name, self._identity)
 
     async def _finish(self, error: BaseException | None) -> None:
         """Store what waits, and end the stream."""
@@ -292,3 +306,21 @@ class StreamWriter:
                 continue
             if was_due:
                 self._broadcaster.hint()
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that must not be left half done. A cancellation meanwhile is raised when the work has ended."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:  # of asyncio, which knows no shield
+                cancelled = error
+    if cancelled is None:
+        await task
+        return
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        logger.warning("the writer of a stream was stopped, and failed: %s", problem)
+    raise cancelled

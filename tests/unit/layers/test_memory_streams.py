@@ -97,6 +97,37 @@ async def test_an_interrupted_stream_waits_for_its_next_writer(layer: InMemoryCh
     assert (page.state, page.error) == (StreamState.FAILED, "ArithmeticError")
 
 
+@pytest.mark.parametrize("call", ["begin", "finish"])
+async def test_a_writer_that_is_cancelled_while_it_begins_or_ends_goes_on_with_nothing(
+    layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    stream = layer.stream("a")
+    store, calls, goes_on = stream._store, asyncio.Event(), asyncio.Event()
+    original = getattr(store, call)
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        calls.set()
+        await goes_on.wait()
+        return await original(*args, **options)
+
+    async def write() -> None:
+        async with stream.writer() as out:
+            await out.append(1)
+
+    monkeypatch.setattr(store, call, slow)
+    task = asyncio.create_task(write())
+    await calls.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    page = await stream.page()
+    expected = (StreamState.ENDED, "") if call == "finish" else (StreamState.FAILED, "the writer was stopped")
+    assert (page.state, page.error) == expected
+    assert not [each for each in asyncio.all_tasks() if each.get_name() == "stream a"]
+
+
 async def test_a_cancelled_writer_ends_its_stream(layer: InMemoryChannelLayer) -> None:
     stream = layer.stream("a")
     stored = asyncio.Event()
