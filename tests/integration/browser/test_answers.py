@@ -1,14 +1,20 @@
 """The answers example in a real browser: an answer is whole or says why not, whatever is reloaded or killed."""
 
+import os
 import re
 import runpy
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from support.deadline import wait_until
@@ -127,6 +133,9 @@ class Reader:
         expect(self.page.locator("#note")).to_be_hidden()
 
     def screenshot(self, name: str) -> None:
+        """Take a screenshot, and expect that everybody can use the page."""
+        found = Axe().run(self.page)
+        assert found.violations_count == 0, found.generate_report()
         self.page.screenshot(path=SCREENSHOTS / f"answers-{name}.png", animations="disabled")
 
 
@@ -315,3 +324,39 @@ def test_an_answer_whose_writer_is_gone_says_so(site: Site, reader: Callable[...
     site.allow()
     ada.ask_again()
     ada.expect_whole()
+
+
+def test_an_answer_whose_beginning_is_not_kept_says_so(site: Site, reader: Callable[..., Reader]) -> None:
+    site.start_interface()
+    site.start_worker()
+    site.start_writer("--stream-entries", 100)
+    site.allow(300)
+    ada, late = reader(site), reader(site, color_scheme="dark")
+    address = ada.ask()
+    ada.expect_tokens(300)
+    late.open(address)
+    late.expect_note("Earlier parts of this answer are not kept any more.")
+    site.allow()
+    ada.expect_whole()
+    late.expect_status("The end of an answer. Its beginning is not kept any more.")
+    late.screenshot("beginning-gone")
+    assert 0 < len(late.text()) < len(site.text())
+    assert site.text().endswith(late.text())
+
+
+def test_the_script_replaces_what_is_killed_and_leaves_nothing(shared_redis_url: str, processes: Processes) -> None:
+    command = [sys.executable, "-m", "examples.answers.run", "--port", "0", "--redis", shared_redis_url]
+    demo = processes.start("answers", command, ready=r"Kill any of them", env={"PYTHONPATH": ROOT})
+    url = demo.wait_for(r"Open (http://\S+)")[1]
+    pid = int(demo.wait_for(r"kill -9 (\d+)")[1])
+    started = psutil.Process(demo.pid).children(recursive=True)
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        answer = client.post("/ask", json={"question": QUESTION}).json()["answer"]
+        with client.stream("GET", f"/answers/{answer}") as response:
+            assert any(QUESTION in line for line in response.iter_lines())
+    os.kill(pid, signal.SIGKILL)
+    demo.wait_for(f"writer {pid} was killed")
+    demo.wait_for(r"writer \d+ has taken its place")
+    demo.interrupt()
+    assert demo.wait() == 0
+    wait_until(lambda: not any(process.is_running() for process in started), what="the end of all processes")
