@@ -100,12 +100,14 @@ class FollowedStream(Generic[_Follower]):
         self._readers: dict[Offset, dict[_Follower, None]] = {}  # those that can read a page, by their offsets
         self._full: dict[_Follower, None] = {}  # those whose clients have no room for a page
         self._parked: dict[_Follower, None] = {}  # those that wait for a broadcast, because the stream is absent
+        self._ahead: dict[_Follower, None] = {}  # those that wait until the stream is where they are
 
     def __len__(self) -> int:
-        return len(self.live) + len(self._full) + len(self._parked) + sum(map(len, self._readers.values()))
+        waiting = len(self._full) + len(self._parked) + len(self._ahead)
+        return len(self.live) + waiting + sum(map(len, self._readers.values()))
 
     def __iter__(self) -> Iterator[_Follower]:
-        yield from (*self.live, *self._full, *self._parked)
+        yield from (*self.live, *self._full, *self._parked, *self._ahead)
         for group in self._readers.values():
             yield from group
 
@@ -128,6 +130,7 @@ class FollowedStream(Generic[_Follower]):
             del self.live[follower]
         self._full.pop(follower, None)
         self._parked.pop(follower, None)
+        self._ahead.pop(follower, None)
         group = self._readers.get(follower.after)
         if group is not None:
             group.pop(follower, None)
@@ -136,7 +139,7 @@ class FollowedStream(Generic[_Follower]):
 
     def hold(self, follower: _Follower) -> None:
         """Read no page for a follower until `release`, because its client has no room. A live one falls behind."""
-        if follower.state is not _ENDED and follower not in self._parked:
+        if follower.state is not _ENDED and follower not in self._parked and follower not in self._ahead:
             self.remove(follower)
             self._full[follower] = None
 
@@ -149,8 +152,9 @@ class FollowedStream(Generic[_Follower]):
     def all_read(self) -> None:
         """Have all followers read a page, because broadcasts may be lost, or the stream is another one."""
         self._live_fall_behind()
-        parked, self._parked = self._parked, {}
-        for follower in parked:
+        waiting = [*self._parked, *self._ahead]
+        self._parked, self._ahead = {}, {}
+        for follower in waiting:
             self._await_page(follower)
 
     def _live_fall_behind(self) -> None:
@@ -201,7 +205,9 @@ class FollowedStream(Generic[_Follower]):
         if page.state is StreamState.ABSENT:
             return self._on_absent(readers, reset=after != BEGINNING and (page.reset or gone))
         whole = page.caught_up
-        offset = page.last if whole else page.next  # a client may have named an offset that does not exist yet
+        # A store that has lost entries may get them again from their writer. And clients name any offset.
+        is_ahead = after > page.last and not page.reset
+        offset = page.last if whole else page.next
         if page.last > self.tail or page.last < known:
             self.all_read()  # a broadcast is lost or still to come; or else the store has lost entries
             self.tail = page.last
@@ -211,6 +217,8 @@ class FollowedStream(Generic[_Follower]):
             for follower in readers:
                 follower.after = offset
                 follower.change(FollowEvent.END)
+        elif is_ahead:
+            self._ahead.update(dict.fromkeys(readers))
         elif whole and offset == self.tail:
             for follower in readers:
                 follower.change(FollowEvent.CAUGHT_UP)
@@ -275,6 +283,9 @@ class FollowedStream(Generic[_Follower]):
             for follower in readers:
                 follower.after = self.tail
                 follower.change(FollowEvent.END)
+        for follower in [each for each in self._ahead if over is not None or each.after <= self.tail]:
+            del self._ahead[follower]
+            self._await_page(follower)
         return self._delivery(readers, None, entries, over, broadcast.error, self.tail)
 
     def _delivery(

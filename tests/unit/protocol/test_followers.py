@@ -216,7 +216,24 @@ def test_a_store_that_has_lost_the_newest_entries(process: Process) -> None:
     process.store.last, process.store.first = 5, 6
     process.hear(process.store.append())
     process.read_all()
-    assert process.got[follower] == [1, 2, 3, 4, 5, ("reset", Offset(EPOCH, 5)), 6]
+    assert process.got[follower] == [1, 2, 3, 4, 5, 6]
+
+
+def test_entries_that_their_writer_stores_again_are_not_doubled(process: Process) -> None:
+    follower = process.follow()
+    process.read_all()
+    process.hear(process.store.append(5))
+    process.store.last = 2
+    process.stream.all_read()
+    process.read_all()
+    other = process.follow()
+    process.read_all()
+    process.hear(process.store.append(2))
+    process.read_all()
+    process.hear(process.store.append(2))
+    process.read_all()
+    process.hear(process.store.append())
+    assert process.got[follower] == process.got[other] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_an_offset_that_does_not_exist_yet_harms_no_other(process: Process) -> None:
@@ -224,7 +241,12 @@ def test_an_offset_that_does_not_exist_yet_harms_no_other(process: Process) -> N
     ahead, honest = process.follow(Offset(EPOCH, 999)), process.follow()
     process.read_all()
     process.hear(process.store.append())
-    assert (process.got[ahead], process.got[honest]) == ([3], [1, 2, 3])
+    assert not process.stream.reads_due
+    assert (process.got[ahead], process.got[honest]) == ([], [1, 2, 3])
+    process.hear(process.store.append(over=True))
+    process.read_all()
+    assert (process.got[ahead], process.got[honest]) == (["end"], [1, 2, 3, 4, "end"])
+    assert len(process.stream) == 0
 
 
 def test_the_same_end_is_told_once_and_the_next_stream_is_followed(process: Process) -> None:
@@ -276,6 +298,18 @@ def test_whatever_happens_every_entry_is_got_once_and_in_order(seed: int) -> Non
             stream.hold(chance.choice(known))
         elif action == 8 and known:
             stream.release(chance.choice(known))
+        elif action == 9 and chance.random() < 0.3:
+            lost = min(store.last - store.first + 1, chance.randrange(4))
+            if lost > 0 and store.state is StreamState.OPEN:  # and the writer stores them again
+                store.last -= lost
+                under_way.clear()
+                stream.all_read()
+                again = [*range(lost)]
+                while again:
+                    under_way.append(store.append(min(len(again), chance.randrange(1, 3))))
+                    del again[: len(under_way[-1].items)]
+                    if stream.reads_due and page is None and chance.random() < 0.5:
+                        process.read()
         elif action == 9:
             store.first = max(store.first, store.last - chance.randrange(8))
         elif page is None and stream.reads_due:
