@@ -77,6 +77,8 @@ class StreamWriter:
         self._tail: deque[Batch] = deque()  # the last batches
         self._tail_size = 0
         self._broadcaster: Broadcaster
+        self._has_left = False
+        self._problem = ""  # why the last batch is not stored yet
         self._hurried = 0  # the number of the last entry that waits for no others
         self._loop: asyncio.AbstractEventLoop
 
@@ -164,6 +166,7 @@ class StreamWriter:
             await _to_its_end(self._leave(error))
         except (WriterFenced, LayerUnavailable) as found:
             problem = found
+        self._has_left = True
         if problem is None:
             return
         if kind is None:
@@ -208,7 +211,7 @@ class StreamWriter:
     def _check(self) -> None:
         if self._fenced is not None:
             raise self._fenced
-        if not self._tasks:
+        if not self._tasks or self._has_left:
             raise RuntimeError("a writer is used inside of its context: async with stream.writer() as out")
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
@@ -220,7 +223,8 @@ class StreamWriter:
                     await self._changed.wait()
                     self._check()
         except TimeoutError:
-            raise LayerUnavailable(f"entries of the stream {self._name!r} could not be stored in time") from None
+            why = self._problem or "the store did not answer"
+            raise LayerUnavailable(f"entries of the stream {self._name!r} could not be stored in time: {why}") from None
 
     def _fence(self, error: WriterFenced) -> None:
         self._fenced = self._fenced or error
@@ -247,6 +251,7 @@ class StreamWriter:
                 self._fence(error)
                 return
             self._stored = batch.last
+            self._problem = ""
             self._changed.set()
             if cancelled:
                 self._cancelled.set()
@@ -258,6 +263,7 @@ class StreamWriter:
             try:
                 return await self._store.append(self._name, self._identity, batch, list(self._tail))
             except LayerUnavailable as error:
+                self._problem = str(error)
                 logger.debug("stream %s: %s; trying again", self._name, error)
             await asyncio.sleep(RETRY_SECONDS)
 

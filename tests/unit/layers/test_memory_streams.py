@@ -176,6 +176,8 @@ async def test_a_writer_is_used_in_its_context(layer: InMemoryChannelLayer) -> N
             await call
     async with writer:
         pass
+    with pytest.raises(RuntimeError, match="inside of its context"):
+        await writer.append(1)
     with pytest.raises(RuntimeError, match="entered once"):
         await writer.__aenter__()
 
@@ -201,7 +203,7 @@ async def test_what_waits_for_the_store_is_bounded(
                 await out.append(b"x" * 5000)
                 count += 1
         assert 40 < count < 80
-        with pytest.raises(LayerUnavailable, match="could not be stored in time"):
+        with pytest.raises(LayerUnavailable, match="could not be stored in time: away"):
             await out.flush()
         away = False
         await out.append(b"y")
