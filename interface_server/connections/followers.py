@@ -439,7 +439,7 @@ class Followers:
         """
         self._now = now
         for stream in [*self._streams.values()]:
-            if now - stream.absent_since >= ABSENT_SECONDS:
+            if now >= stream.absent_since + ABSENT_SECONDS > -math.inf:
                 stream.absent_since = -math.inf  # what it had will not come back
                 stream.all_read()
             if now >= stream.look_at:

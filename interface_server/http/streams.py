@@ -211,6 +211,7 @@ class StreamEndpoint:
             self.connections.counts["fault"] += 1
             logger.exception("stream %r could not be read", key.name)
             answer = _FAULT
+        shared: dict[Any, Any] = {}
         for number, reader in enumerate(readers, 1):
             if not number % READERS_AT_ONCE:
                 await asyncio.sleep(0)
@@ -218,7 +219,7 @@ class StreamEndpoint:
                 if answer is not None:
                     reader.answer(answer)
                 else:
-                    reader.on_page(page, batch)
+                    reader.on_page(page, batch, shared)
             except Exception:  # the other readers still get theirs
                 logger.exception(FAULT, abort_faulty(reader, self.connections.counts))
 
@@ -264,8 +265,8 @@ class StreamReader:
 
     # From the stream.
 
-    def on_page(self, page: Page, batch: Batch) -> None:
-        """Handle the page that was read. `batch` is the same, encoded."""
+    def on_page(self, page: Page, batch: Batch, shared: dict[Any, Any]) -> None:
+        """Handle the page that was read. `batch` is the same, encoded, and `shared` has what others wrote of it."""
         request = self.request
         if self.state is not ReadState.READING:
             pass  # the client is gone
@@ -276,9 +277,9 @@ class StreamReader:
         elif request.head:
             self.answer(durable.metadata(batch))
         else:
-            self._on_first(batch)
+            self._on_first(batch, shared)
 
-    def _on_first(self, batch: Batch) -> None:
+    def _on_first(self, batch: Batch, shared: dict[Any, Any]) -> None:
         """Handle the first batch, which answers the request unless that is for what is appended."""
         request = self.request
         answer = durable.respond(request, batch, self._cursor)
@@ -287,7 +288,7 @@ class StreamReader:
             return
         self._batch = batch._replace(body=None)
         if request.live == durable.SSE:
-            self._write_head(batch)
+            self._write_head(batch, shared)
         if batch.over:
             self.finish()
             return
@@ -369,12 +370,12 @@ class StreamReader:
 
     # To the client.
 
-    def _write_head(self, batch: Batch) -> None:
+    def _write_head(self, batch: Batch, shared: dict[Any, Any]) -> None:
         head = durable.event_stream_head(batch, self.request)
         self._writes_events = True
         self._terminator.write_event((RESPONSE_START, head.status, head.headers))
         self._terminator.flush()
-        self._write_batch(batch, {})
+        self._write_batch(batch, shared)
 
     def answer(self, answer: Answer) -> None:
         """Answer with a whole response, unless the request is answered. Server-sent events end instead."""

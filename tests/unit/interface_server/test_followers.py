@@ -165,6 +165,14 @@ def test_one_page_and_one_broadcast_serve_all_followers(table: Table) -> None:
     assert table.bus.groups == ["stream:answer"]
 
 
+def test_an_absent_stream_is_read_now_and_then(table: Table) -> None:
+    Viewer(table)
+    before = table.connections.counts["stream page"]
+    for _ in range(50):
+        table.pass_time(1.0)
+    assert table.connections.counts["stream page"] == before + 1, "once more when its data does not come back"
+
+
 def test_a_large_page_is_written_for_some_followers_at_a_time(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(followers, "BYTES_AT_ONCE", 3 * followers.ENTRY_COST)
     most = 0

@@ -17,6 +17,7 @@ from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
 from asgibus.layers.settings import StreamLimits
+from asgibus.protocol import durable_streams as durable
 from asgibus.protocol.stream_names import sign_name
 from support.bus import until
 
@@ -237,10 +238,17 @@ async def test_the_group_of_a_stream_is_kept_between_two_polls(served: Served, m
         await until(lambda: served.server.connections.followers.streams == 0)
 
 
-async def test_readers_of_one_page_share_a_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("live", ["", "?offset=-1&live=sse"])
+async def test_readers_of_one_page_share_a_read(served: Served, monkeypatch: pytest.MonkeyPatch, live: str) -> None:
     await write(served, *range(10))
     stream, going_on = served.layer.stream("log"), anyio.Event()
-    reads = 0
+    reads = encoded = 0
+    data_event = durable.data_event
+
+    def count(batch: Any) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return data_event(batch)
 
     class Slow:
         async def page(self, *arguments: Any) -> Any:
@@ -250,18 +258,21 @@ async def test_readers_of_one_page_share_a_read(served: Served, monkeypatch: pyt
             return await stream.page(*arguments)
 
     monkeypatch.setattr(served.layer, "stream", lambda name: Slow())
+    monkeypatch.setattr(durable, "data_event", count)
     found: list[httpx.Response] = []
 
     async def read() -> None:
-        found.append(await served.get("log"))
+        found.append(await served.get(f"log{live}"))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(50):
             tasks.start_soon(read)
         await until(lambda: served.readers == 50)
         going_on.set()
-    assert [each.json() for each in found] == [[*range(10)]] * 50
+    bodies = [events(each.text)[0][1] if live else each.json() for each in found]
+    assert bodies == [[*range(10)]] * 50
     assert reads <= 2
+    assert encoded <= (2 if live else 0)
 
 
 async def test_a_long_poll_waits_no_longer_than_the_option_says() -> None:
