@@ -37,6 +37,8 @@ ENTRY_COST: Final = 512  # bytes that are written as fast as an entry is encoded
 READS_AT_ONCE = 8  # pages that are read, and in memory, at a time
 LOOK_SECONDS = 60.0  # without a broadcast, after which a page is read in case one was lost
 KEEP_SECONDS = 5.0  # in the group of a stream between two polls
+POLL_SECONDS = 0.5  # between pages after an interruption
+POLLED_SECONDS = 4.0  # after an interruption: broadcasts wait until all processes have joined their groups again
 RETRY_SECONDS = 1.0  # until a page is read again that could not be read
 
 ReadPage = Callable[[str, Offset, int], Awaitable[Page]]
@@ -136,6 +138,7 @@ class Followers:
         self._streams: dict[str, _Stream] = {}
         self._now = 0.0
         self._held = False
+        self._polled_until = -math.inf
         self._bus: Bus
         self._tasks: CallbackTasks
         self._read_page: ReadPage
@@ -387,11 +390,14 @@ class Followers:
         self._go_on(stream)
 
     def _look_later(self, stream: _Stream, left: float | None) -> None:
-        stream.look_at = self._now + (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS))
+        seconds = LOOK_SECONDS if self._now >= self._polled_until else POLL_SECONDS
+        stream.look_at = self._now + (seconds if left is None else min(left, seconds))
 
     def interrupted(self) -> None:
-        """Read pages for all followers, because broadcasts may be lost."""
+        """Read pages for all followers, because broadcasts may be lost, and for a while none will come."""
+        self._polled_until = self._now + POLLED_SECONDS
         for stream in self._streams.values():
+            self._look_later(stream, None)
             stream.all_read()
             self._go_on(stream)
 
@@ -443,7 +449,7 @@ class Followers:
                 stream.absent_since = -math.inf  # what it had will not come back
                 stream.all_read()
             if now >= stream.look_at:
-                stream.look_at = now + LOOK_SECONDS
+                self._look_later(stream, None)
                 stream.all_read()
             if now - stream.written_at >= self._keep_alive_seconds:
                 stream.written_at = now

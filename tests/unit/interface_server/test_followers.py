@@ -349,6 +349,22 @@ def test_a_layer_that_is_away_is_told_and_pages_are_read_later(table: Table, mon
     assert viewer.got == ["1", "2"]
 
 
+def test_pages_are_read_for_a_while_after_an_interruption(table: Table) -> None:
+    writer = Writer(table)
+    viewer = Viewer(table)
+    table.connections.interrupted()
+    for number in range(1, 6):
+        writer.store(number)  # its broadcast waits
+        table.pass_time(0.6)
+        assert viewer.got == [str(each) for each in range(1, number + 1)]
+    table.pass_time(5)
+    writer.store(6)
+    table.pass_time(1)
+    assert len(viewer.got) == 5
+    writer.append(7)
+    assert viewer.got[5:] == ["6", "7"]
+
+
 def test_events_of_apps_are_written_as_they_are(table: Table) -> None:
     writer = Writer(table)
     viewer = Viewer(table, template={"kind": "events"})
