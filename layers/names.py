@@ -70,6 +70,20 @@ def require_stream(name: object) -> str:
     raise TypeError(f"stream names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
 
 
+def require_own_stream(name: object) -> str:
+    """Return `name` if it is the name of a stream that an app writes, and not of the kept messages of a group.
+
+    Clients may choose it where an app lets them follow the stream that a path names.
+
+    Raises:
+        TypeError: It is not; the error says the rule.
+    """
+    stream = require_stream(name)
+    if ":" in stream:
+        raise TypeError(f"{stream!r} has the kept messages of a group: follow them with group_add and after")
+    return stream
+
+
 def stream_group(stream: str) -> str:
     """Return the group of the followers of a stream."""
     return f"stream:{stream}"

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import ChannelLayer, Message
-from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.names import require_group, require_own_stream
 from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream, parse_offset
 from asgibus.layers.streams.past import group_past
@@ -366,7 +366,7 @@ class Connection:
         packed = pack_template(websocket_template(template))
         if self._session.is_http:
             raise RuntimeError("only WebSockets follow streams: answer a request with asgibus.stream_response")
-        await self._session.follow(require_stream(stream), str(parse_offset(after)), packed)
+        await self._session.follow(require_own_stream(stream), str(parse_offset(after)), packed)
 
     async def unfollow(self, stream: str) -> None:
         """Have the client follow a stream no more; do nothing if it does not. Its offset is forgotten.
@@ -375,7 +375,7 @@ class Connection:
             TypeError: The name is not valid.
             OSError: The client is gone.
         """
-        await self._session.unfollow(require_stream(stream))
+        await self._session.unfollow(require_own_stream(stream))
 
 
 def _pack_event(event: Message | None, *, is_template: bool = False) -> bytes:

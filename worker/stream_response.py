@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 import anyio
 
 from asgibus.layers.errors import LayerUnavailable, StreamError, StreamReset
+from asgibus.layers.names import require_own_stream
 from asgibus.layers.streams import BEGINNING, Offset, Page, Stream, StreamState, parse_offset
 from asgibus.protocol.event_stream import LAST_EVENT_ID
 from asgibus.protocol.events import RESPONSE_BODY
@@ -88,7 +89,7 @@ async def stream_response(
     session = extension.session if isinstance(extension, Extension) else None
     layer = local_layer() if session is None else session.layer
     if isinstance(stream, str):
-        stream = layer.stream(stream)
+        stream = layer.stream(require_own_stream(stream))
     offset, again = _offset_of(scope, after)
     if again and await _is_over(stream, offset):
         await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})

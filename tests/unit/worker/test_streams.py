@@ -293,6 +293,19 @@ async def test_another_server_reads_in_the_process() -> None:
     assert again.sent[0]["status"] == 204
 
 
+async def test_a_client_that_names_the_stream_gets_no_messages_of_groups() -> None:
+    app = Follows(
+        lambda connection: connection.follow("group:room"), lambda connection: connection.unfollow("group:room")
+    )
+    async with running(app) as interface:
+        await interface.accepted(extensions=OFFERED)
+        outcomes = await app.outcomes()
+    scope = {"type": "http", "method": "GET", "headers": [], "query_string": b""}
+    with pytest.raises(TypeError, match="kept messages of a group") as raised:
+        await module.stream_response(scope, pytest.fail, pytest.fail, "group:room")
+    assert [str(each) for each in outcomes] == [str(raised.value)] * 2
+
+
 async def test_another_server_tells_an_error_and_what_is_gone() -> None:
     stream = local_layer().stream("answer")
     server = Server(last="1-5")
