@@ -44,6 +44,7 @@ logger = logging.getLogger("asgibus.layers")
 
 FULL_SECONDS = 120  # for how long full channels are published: they are published again every minute
 APPS_SECONDS = 86_400  # for how long announcements are kept that no process cleans up
+SETTLE_SECONDS = 2.0  # for the groups of users to be told of joins and leaves, before a move
 STATISTICS_SECONDS = 1.0  # for statistics, whose reader waits
 RETRY_SECONDS = 0.5  # until another attempt to end the streams of a dead process
 
@@ -221,7 +222,7 @@ class RedisBus(Bus):
 
     async def freeze(self) -> dict[str, Any] | None:
         await self._reader.stop()
-        await self._presence.settle()
+        await self._presence.settle_within(SETTLE_SECONDS)
         now = self._loop.time()
         for timer, delayed in self._timers.items():
             timer.cancel()

@@ -479,8 +479,8 @@ class Reaper:
             if mailbox in beat.live:
                 del self._leaving[mailbox]
             elif at <= now:
-                await self._memberships.presence.remove_dead(mailbox, now)
-                self._leaving.pop(mailbox, None)
+                del self._leaving[mailbox]
+                self._memberships.presence.remove_dead_soon(mailbox, now)
         return bool(died)
 
     def _on_announced(self, reply: object) -> None:

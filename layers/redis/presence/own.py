@@ -20,6 +20,8 @@ from asgibus.layers.redis.presence.writer import Again, PresenceWriter
 
 logger = logging.getLogger("asgibus.layers")
 
+ATTEMPTS = 10  # to remove the users of a dead process, while the store is away
+RETRY_SECONDS = 1.0
 GROUPS_AT_ONCE = 100  # of a dead process, that this one handles at the same time
 
 
@@ -52,6 +54,7 @@ class RedisPresence(BusPresence):
         self._reader = reader
         self._stores = reader.stores
         self._writer = PresenceWriter(mailbox, reader, counts, lifetime, wait)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._wills = Wills(home, mailbox, reader.send, lifetime, wait)
 
     def show(
@@ -86,6 +89,12 @@ class RedisPresence(BusPresence):
         await self._writer.settle()
         await self._wills.settle()
 
+    async def settle_within(self, seconds: float) -> None:
+        """Wait as `settle` does, but no longer than that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.settle()
+
     def renew(self, store: Store, *, everything: bool, lapsed: bool) -> None:
         """Renew what is due at a store, and try again what has failed. To be called about once a second.
 
@@ -104,6 +113,8 @@ class RedisPresence(BusPresence):
         """Stop writing. The stored data stays."""
         self._writer.close()
         self._wills.close()
+        for task in self._tasks:
+            task.cancel()
 
     async def leave(self) -> None:
         """Remove everything that is stored, as others would do after the death of this process."""
@@ -123,6 +134,32 @@ class RedisPresence(BusPresence):
         """
         self._writer.restore(state["groups"])
         self._wills.restore(state["wills"])
+
+    def remove_dead_soon(self, mailbox: str, died: int) -> None:
+        """Do so in a task of its own: whoever is told may be away, and the heartbeat must not wait.
+
+        Args:
+            mailbox: The mailbox of the dead process.
+            died: The time of its death at the latest, in ms by the clock of the home.
+        """
+        task = asyncio.get_running_loop().create_task(self._remove_dead(mailbox, died), name="asgibus users of a dead")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_removed)
+
+    def _on_removed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the users of a dead process could not be removed", exc_info=error)
+
+    async def _remove_dead(self, mailbox: str, died: int) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                await self.remove_dead(mailbox, died)
+            except LayerUnavailable as error:
+                logger.debug("the users of %s cannot be removed yet: %s", mailbox, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
 
     async def remove_dead(self, mailbox: str, died: int | None) -> None:
         """Remove the users of a dead process from its groups, tell these, and execute its wills.

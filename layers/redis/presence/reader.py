@@ -17,6 +17,7 @@ from asgibus.layers.redis.presence.stores import (
     Stores,
     forget_group,
     keys_of,
+    tell_until,
     unpack_announcements,
     unpack_present,
 )
@@ -135,7 +136,7 @@ class PresenceReader:
             for entry, count in zip(left[1::3], left[2::3], strict=True):
                 if int(count) <= told.most and isinstance(entry, bytes):
                     event = fill(told.leave, unpack_present(store, group, entry), int(count))
-                    await self.send(group, event, call_until())
+                    await self.send(group, event, tell_until())
         except (ValueError, TypeError) as error:
             store.entries.log_rejected(store.keys.present(group), "of a user who has left", ValueError(str(error)))
         except LayerUnavailable as error:

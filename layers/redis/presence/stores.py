@@ -13,6 +13,7 @@ from asgibus.layers.redis import scripts
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.pipeline import Refused, Store, call_until
 
+TELL_SECONDS = 30.0  # for an event of a join, a leave or a will: its group may have to be joined again, after a loss
 LIVE_SECONDS = 5.0  # for which a process counts as alive that was alive a moment ago
 
 SendToGroup = Callable[[str, Message, float], Awaitable[None]]
@@ -56,6 +57,11 @@ class LeaseReader:
         self._alive = {each: at for each, at in self._alive.items() if at > now - LIVE_SECONDS}
         self._alive[mailbox] = now
         return False
+
+
+def tell_until() -> float:
+    """Return when an event is given up, by the event loop's clock."""
+    return asyncio.get_running_loop().time() + TELL_SECONDS
 
 
 def keys_of(keys: Keys, group: str, mailbox: str) -> tuple[str, str, str]:

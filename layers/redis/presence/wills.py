@@ -16,7 +16,7 @@ from asgibus.layers.presence import OnStored
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.pipeline import Refused, Store, call_until
 from asgibus.layers.redis.presence.reader import NEVER
-from asgibus.layers.redis.presence.stores import SendToGroup, remove_other_types
+from asgibus.layers.redis.presence.stores import SendToGroup, remove_other_types, tell_until
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -222,7 +222,7 @@ class Wills:
 
     async def _send_to(self, group: str, event: dict[str, Any]) -> None:
         try:
-            await self._send(group, event, self._loop.time() + self._wait)
+            await self._send(group, event, tell_until())
         except (LayerUnavailable, TypeError) as error:
             logger.warning("a will for group %r was not sent: %s", group, error)
 

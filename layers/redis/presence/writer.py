@@ -28,6 +28,7 @@ from asgibus.layers.redis.presence.stores import (
     pack_announcements,
     pack_present,
     present_of,
+    tell_until,
 )
 
 logger = logging.getLogger("asgibus.layers")
@@ -346,7 +347,7 @@ class PresenceWriter:
         while at.untold:
             event = at.untold.popleft()
             try:
-                await self._reader.send(name, event, self._until())
+                await self._reader.send(name, event, tell_until())
             except LayerUnavailable as error:
                 self._counts["presence event dropped"] += 1
                 logger.warning("group %r was not told who has joined or left: %s", name, error)
