@@ -17,7 +17,14 @@ from asgibus.cli.descriptors import raise_limit, sockets_within
 from asgibus.cli.embedded import embedded_worker, serve_with_worker
 from asgibus.cli.health import AdminError, ProcessHealth
 from asgibus.cli.logging import complete_app_logging, set_up_logging
-from asgibus.cli.options import GroupedCommand, given, settings_from, settings_options, warn_of_unknown_variables
+from asgibus.cli.options import (
+    GroupedCommand,
+    given,
+    given_on_command_line,
+    settings_from,
+    settings_options,
+    warn_of_unknown_variables,
+)
 from asgibus.cli.reload import WatchedFiles, watched_files
 from asgibus.cli.run import ProcessLifecycle, exit_after_check, on_sighup, run, wait_for_layer
 from asgibus.cli.settings import ALL_SETTINGS, ProcessSettings, check_processes
@@ -128,7 +135,8 @@ def _check(settings: InterfaceSettings, process: ProcessSettings, control: Contr
         raise click.UsageError("--ssl-ca-certs needs --ssl-certfile: without a certificate there is no TLS")
     if settings.ssl_cert_reqs in ("optional", "required") and settings.ssl_ca_certs is None:
         raise click.UsageError("--ssl-cert-reqs needs --ssl-ca-certs, the authorities that sign them")
-    if settings.streams is None and (settings.streams_keys or settings.streams_unsigned):
+    # The environment may be that of a worker, or of several servers: a key there needs no --streams.
+    if settings.streams is None and (given_on_command_line("streams_keys") or settings.streams_unsigned):
         raise click.UsageError("--streams-key and --streams-unsigned need --streams, the path of the streams")
     if settings.streams is not None and bool(settings.streams_keys) is settings.streams_unsigned:
         raise click.UsageError(

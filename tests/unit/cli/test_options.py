@@ -265,6 +265,11 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "ASGIBUS_CONCURRENCY" in rejection_of(run(worker, "app"))
 
 
+def test_a_key_of_streams_in_the_environment_needs_no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASGIBUS_STREAMS_KEY", "a-key-of-16-bytes")
+    assert run(interface, "--check", "--layer", "redis://127.0.0.1:1").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("package", "options", "message"),
     [
