@@ -22,7 +22,7 @@ def pack(value: Any) -> bytes:
     """Pack a value. Raises TypeError for a type that msgpack does not know, and for an integer over 64 bits."""
     try:
         packed: bytes = msgpack.packb(value, use_bin_type=True)
-    except (OverflowError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise TypeError(f"cannot be put in a message: {error}") from error
     return packed
 

@@ -568,7 +568,7 @@ class ChannelLayer(ABC):
             limits: What its writers keep, instead of the `stream_limits` of the layer.
 
         Raises:
-            TypeError: The name is not valid.
+            TypeError: The name is not valid, or the limits are no StreamLimits.
             NotImplementedError: The layer has no streams. Those that have some name "streams" in `extensions`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no streams")

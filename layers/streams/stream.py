@@ -41,8 +41,10 @@ class Stream:
             wait: Seconds that a call waits for a store that is away.
 
         Raises:
-            TypeError: The name is not valid.
+            TypeError: The name, or the limits, are not valid.
         """
+        if not isinstance(limits, StreamLimits):
+            raise TypeError(f"the limits of a stream are StreamLimits(…), not {limits!r:.50}")
         self._store = store
         self.name = require_stream(name)
         self.limits = limits

@@ -86,6 +86,8 @@ def test_subclasses_in_entries_are_packed_as_their_base_class(value: object) -> 
 def test_an_entry_that_cannot_be_packed_is_a_type_error(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be put in a message"):
         pack_entry((1, [value]))
+    with pytest.raises(TypeError, match="cannot be put in a message"):
+        pack((1, [value]))
 
 
 @pytest.mark.parametrize("message", [None, "text", [("a", 1)], 1])

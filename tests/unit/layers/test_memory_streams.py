@@ -128,6 +128,11 @@ async def test_a_writer_that_is_cancelled_while_it_begins_or_ends_goes_on_with_n
     assert not [each for each in asyncio.all_tasks() if each.get_name() == "stream a"]
 
 
+def test_limits_of_another_type_are_a_type_error(layer: InMemoryChannelLayer) -> None:
+    with pytest.raises(TypeError, match=r"the limits of a stream are StreamLimits\(…\), not 500"):
+        layer.stream("a", limits=500)  # type: ignore[arg-type]
+
+
 async def test_a_cancelled_writer_ends_its_stream(layer: InMemoryChannelLayer) -> None:
     stream = layer.stream("a")
     stored = asyncio.Event()
