@@ -187,8 +187,9 @@ class Followers:
         follower = reader.follows.get(name)
         if follower is None:
             if not detached and len(reader.follows) >= self._most and not self._forget_ended(reader.follows):
-                self._log.count("too many follows", "a connection follows %d streams, and no more", self._most)
-                reader.group_done(stream_group(name), f"a connection follows at most {self._most} streams")
+                text = "a connection cannot follow another stream: it follows as many as --max-follows allows (%d)"
+                self._log.count("too many follows", text, self._most)
+                reader.group_done(stream_group(name), text % self._most)
                 return
             follower = reader.follows[name] = Following(reader, frames, parse_offset(after), detached=detached)
             is_new = True

@@ -330,8 +330,8 @@ class Users:
             return
         if self._leaving and self._store.lasts:
             self._settled = asyncio.Event()
-            text = "%d users leave their groups within %g s, unless they are back at another interface server"
-            logger.info(text, len({each.user for each in self._leaving}), self._grace)
+            text = "waiting up to %g s for users (%d) who may come back at another interface server, before they leave"
+            logger.info(text, self._grace, len({each.user for each in self._leaving}))
             await self._settled.wait()
         await self._store.settle()
 

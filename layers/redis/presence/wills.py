@@ -185,7 +185,7 @@ class Wills:
         wills = dict(self._wills)
         try:
             if not await self._write({}, must_exist=True) and lapsed:
-                logger.warning("%d wills were executed, as this process was taken for dead", len(wills))
+                logger.warning("this process was taken for dead: its wills (%d) were executed", len(wills))
                 for connection in wills:
                     self._wills.pop(connection, None)
                     self._ended.pop(connection, None)

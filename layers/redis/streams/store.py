@@ -412,7 +412,7 @@ class RedisStreams:
                     ended += await self._end_orphan(store, name, channel)
                 await store.pipeline.call("SREM", key, listed)
         if ended:
-            logger.warning("%s has died: %d streams that it was writing were ended", mailbox, ended)
+            logger.warning("%s has died: its open streams (%d) were ended", mailbox, ended)
 
     async def _end_orphan(self, store: Store, name: str, channel: str) -> bool:
         """End a stream whose writer has died. Return whether this process has ended it."""
