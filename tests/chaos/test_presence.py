@@ -133,7 +133,7 @@ def test_an_interface_server_is_killed(
         wait_until(lambda: not [key for key in admin.keys("*") if any(kind in key for kind in kinds)], what="no keys")
 
 
-@pytest.mark.parametrize("ending", ["kill", "terminate"])
+@pytest.mark.parametrize("ending", [pytest.param("kill", marks=pytest.mark.long), "terminate"])
 def test_a_worker_ends(ending: str, start_interface: Start, start_worker: Start, redis_url: str) -> None:
     interface = start_interface("--layer", redis_url, "--presence-grace", GRACE)
     workers = [start_worker(APP, "--layer", redis_url, "--resume") for _ in range(2)]
@@ -161,7 +161,7 @@ def told_until_known(client: ClientConnection) -> list[Any]:
     return list(answer)
 
 
-@pytest.mark.parametrize("loss", ["flush", "restart"])
+@pytest.mark.parametrize("loss", ["flush", pytest.param("restart", marks=pytest.mark.long)])
 def test_redis_loses_its_data(
     loss: str, start_redis: StartRedis, start_interface: Start, start_worker: Start, figures: Figures
 ) -> None:
@@ -221,6 +221,7 @@ def test_an_interface_server_moves(start_interface: Start, start_worker: Start, 
         assert come_and_go(stays, watch) == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_leases")
 def test_an_interface_server_is_paused(start_interface: Start, start_worker: Start, redis_url: str) -> None:
     """Its users leave, and join when it is back; its wills were sent, and are not sent again."""
@@ -250,6 +251,7 @@ def test_an_interface_server_stops(servers: tuple[Process, Process], redis_url: 
             assert come_and_go(stays, watch) == []
 
 
+@pytest.mark.long
 def test_clients_come_and_go(servers: tuple[Process, Process], redis_url: str, figures: Figures) -> None:
     """Check that who is present is exact afterwards, and that neither memory nor keys grow."""
     with redis.Redis.from_url(redis_url, protocol=2) as admin, Churn(servers, "/", MEMBERS) as churn:
