@@ -19,7 +19,6 @@ from asgibus.interface_server.terminator import FAULT, Abortable, abort_faulty
 from asgibus.layers.contract import Bus, Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.names import stream_group
-from asgibus.layers.streams.batches import ENTRY_BYTES
 from asgibus.layers.streams.offsets import Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Page, StreamState, parse_broadcast
 from asgibus.protocol.counted_log import CountedLog
@@ -30,7 +29,6 @@ from asgibus.protocol.stream_frames import KEEP_ALIVE, read_template
 logger = logging.getLogger("asgibus.interface")
 
 GROUP_PREFIX: Final = stream_group("")
-PAGE_BYTES: Final = 256 * 1024  # of one read, about
 PAGE_ENTRIES: Final = 200  # of one read: what a slow client may have in its write buffer at most
 BYTES_AT_ONCE = 8 * 1024 * 1024  # about so many are written for one page, in one callback of the event loop
 ENTRY_COST: Final = 512  # bytes that are written as fast as an entry is encoded
@@ -515,5 +513,6 @@ def _most_readers(page: Page) -> int | None:
     """Return how many followers get a page at a time, so that a thousand of them do not hold the event loop."""
     if not page.items:
         return None
-    size = min(page.bytes, PAGE_BYTES, len(page.items) * ENTRY_BYTES)
+    average = page.bytes // max(1, page.last.number - page.first.number + 1)  # of what is kept
+    size = sum([len(item) if type(item) in (str, bytes) else average for _, item in page.items])
     return max(1, BYTES_AT_ONCE // max(size, len(page.items) * ENTRY_COST))

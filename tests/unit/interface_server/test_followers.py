@@ -193,6 +193,13 @@ def test_a_large_page_is_written_for_some_followers_at_a_time(table: Table, monk
     assert most == 3
     writer.append(2)
     assert all(viewer.got == ["1", "2"] for viewer in viewers)
+    monkeypatch.setattr(followers, "BYTES_AT_ONCE", 4000)
+    writer.append("x" * 1000)
+    most = 0
+    writer.store("y" * 2000)
+    table.connections.interrupted()
+    assert [len(viewer.got) for viewer in viewers] == [4] * 10
+    assert most == 2, "the size of what is read counts, and not of what is kept"
 
 
 def test_templates_are_each_encoded(table: Table) -> None:
