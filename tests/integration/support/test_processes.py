@@ -110,8 +110,9 @@ def test_a_failure_shows_the_end_of_a_log_without_the_access_log(start: Start) -
 
 
 @pytest.mark.parametrize("fork", [False, True], ids=["started", "forked"])
-def test_a_command_ends_the_same_as_a_fork(tmp_path: Path, fork: bool) -> None:
+def test_a_command_ends_the_same_as_a_fork(request: pytest.FixtureRequest, tmp_path: Path, fork: bool) -> None:
     group = Processes(tmp_path, fork=fork)
+    request.addfinalizer(group.end)
     wrong = group.start_worker("no_such_app:app", ready=False)
     assert wrong.wait() == 1
     assert "no_such_app" in wrong.log()
