@@ -382,6 +382,8 @@ class Followers:
         for follower in [each for each in stream.live if each.reader.shared_writer.write_paused]:
             self._counts["slow follower"] += 1
             stream.hold(follower)
+        if _is_costly(stream, broadcast.items):
+            stream.all_read()  # some at a time
         delivery = stream.on_broadcast(broadcast)
         if delivery is not None:
             stream.written_at = self._now
@@ -514,5 +516,22 @@ def _most_readers(page: Page) -> int | None:
     if not page.items:
         return None
     average = page.bytes // max(1, page.last.number - page.first.number + 1)  # of what is kept
-    size = sum([len(item) if type(item) in (str, bytes) else average for _, item in page.items])
-    return max(1, BYTES_AT_ONCE // max(size, len(page.items) * ENTRY_COST))
+    return max(1, BYTES_AT_ONCE // _cost([item for _, item in page.items], average))
+
+
+def _is_costly(stream: _Stream, items: Sequence[Any]) -> bool:
+    """Return whether the entries of a broadcast would hold the event loop, because followers have many templates."""
+    if not items or len(stream.live) * (cost := _cost(items)) <= BYTES_AT_ONCE:
+        return False
+    return len({each.frames for each in stream.live}) * cost > BYTES_AT_ONCE
+
+
+def _cost(items: Sequence[Any], average: int = 0) -> int:
+    """Return about how many bytes are written as fast as these entries are encoded, and written, once.
+
+    Args:
+        items: The entries.
+        average: The size of one that is neither text nor bytes.
+    """
+    size = sum([len(item) if type(item) in (str, bytes) else average for item in items])
+    return max(size, len(items) * ENTRY_COST)

@@ -202,6 +202,23 @@ def test_a_large_page_is_written_for_some_followers_at_a_time(table: Table, monk
     assert most == 2, "the size of what is read counts, and not of what is kept"
 
 
+def test_a_large_broadcast_for_many_templates_is_read_by_some_at_a_time(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(table)
+    viewers = [Viewer(table, template={"entry": f"{number}: {{text}}"}) for number in range(10)]
+    monkeypatch.setattr(followers, "BYTES_AT_ONCE", 5 * followers.ENTRY_COST)
+    before = table.connections.counts["stream page"]
+    writer.append("x")
+    assert table.connections.counts["stream page"] == before + 2
+    assert [viewer.got for viewer in viewers] == [[f"{number}: x"] for number in range(10)]
+    for viewer in viewers[5:]:
+        viewer.connection.client_gone()
+    writer.append("y")
+    assert table.connections.counts["stream page"] == before + 2
+    assert viewers[0].got == ["0: x", "0: y"]
+
+
 def test_templates_are_each_encoded(table: Table) -> None:
     writer = Writer(table)
     raw, page = Viewer(table, template={"raw": True}), Viewer(table, template={"entry": "<i>{html}</i>", "end": None})
