@@ -102,7 +102,7 @@ def read_template(packed: bytes) -> StreamFrames:
         raise ValueError(f"the template of a followed stream has at most {MAX_TEMPLATE_BYTES} bytes, not {len(packed)}")
     template = unpack(packed)
     if type(template) is not dict:
-        raise ValueError(f"the template of a followed stream is a dict, not a {type(template).__name__}")
+        raise ValueError(f"the template of a followed stream is a dict, not {template!r:.50}")
     kind, event, raw = template.get("kind", WEBSOCKET), template.get("event", ""), template.get("raw", False)
     if kind not in _KINDS:
         raise ValueError(f"a stream is followed as one of {', '.join(_KINDS)}, not as {kind!r:.50}")
@@ -111,7 +111,7 @@ def read_template(packed: bytes) -> StreamFrames:
     texts = {name: template[name] for name in _TEXTS if name in template}
     for name, text in texts.items():
         if text is not None and type(text) is not str:
-            raise ValueError(f"the {name} of a template is text or None, not a {type(text).__name__}")
+            raise ValueError(f"the {name} of a template is text or None, not {text!r:.50}")
     if unknown := [name for name in template if name not in (*_TEXTS, "kind", "event", "raw")]:
         raise ValueError(f"the template of a followed stream has no member {unknown[0]!r:.50}")
     return StreamFrames(packed, kind, texts, raw=bool(raw), event=event)

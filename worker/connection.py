@@ -204,11 +204,11 @@ class Connection:
             after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
                 those behind it, and then what comes, without a gap and without a duplicate. See `group_send`.
             reset: The text of a WebSocket message that the client gets in place of messages behind its offset that are
-                not kept any more.
+                not kept any more. Without `after` it has no effect.
 
         Raises:
             TypeError: The name is not valid, or an event holds a value that a message cannot hold.
-            ValueError: An event is not valid, or larger than 16 KiB.
+            ValueError: An event, the offset or `reset` is not valid, or an event is larger than 16 KiB.
             RuntimeError: `identify` was not called before, or the interface server is of an earlier release.
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time.
@@ -216,6 +216,9 @@ class Connection:
         require_group(group)
         if not present and (join is not None or leave is not None):
             raise ValueError("the events join and leave need present=True")
+        if present and self._session.user is None:
+            raise RuntimeError("nobody is known to be present: call `identify` before")
+        templates = [_pack_event(each, is_template=True) for each in (join, leave)]
         if after is not None:
             # It follows first: from then on it gets kept messages from there alone.
             template = pack_template({"kind": EVENTS, "reset": reset})
@@ -223,9 +226,6 @@ class Connection:
         if not present:
             await self._session.change_group(GROUP_ADD, group)
             return
-        if self._session.user is None:
-            raise RuntimeError("nobody is known to be present: call `identify` before")
-        templates = [_pack_event(each, is_template=True) for each in (join, leave)]
         await self._session.change_presence(group, (PRESENT, group, *templates))
 
     async def group_discard(self, group: str) -> None:

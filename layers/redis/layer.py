@@ -48,7 +48,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
-from asgibus.layers.streams.past import new_message_id, require_no_past, send_kept
+from asgibus.layers.streams.past import new_message_id, past_limits, require_no_past, send_kept
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -249,7 +249,7 @@ class RedisChannelLayer(ChannelLayer):
             require_no_past(id, placeholder)
             await self.send_to_group(group, message)
             return True
-        limits = StreamLimits(keep, kept=self.group_expiry)
+        limits = past_limits(keep, self.group_expiry)
         message_id = new_message_id() if id is None else id
         return await send_kept(self._streams, self.send_to_group, group, message, limits, message_id, placeholder)
 

@@ -57,6 +57,14 @@ def require_no_past(message_id: str | None, placeholder: str | None) -> None:
         raise ValueError("the id and the placeholder are those of a message that is kept: pass keep=…, too")
 
 
+def past_limits(keep: int, seconds: float) -> StreamLimits:
+    """Return the limits of the kept messages of a group. Raises ValueError if `keep` is not valid."""
+    try:
+        return StreamLimits(keep, kept=seconds)
+    except ValueError:
+        raise ValueError(f"keep is the number of messages that are kept, from 1, not {keep!r}") from None
+
+
 async def send_kept(
     store: KeepingStore,
     send: Callable[[str, dict[str, Any]], Awaitable[None]],

@@ -81,12 +81,14 @@ async def test_what_cannot_be_followed_raises_at_once() -> None:
         lambda connection: connection.follow("answer", template={"new": "x"}),
         lambda connection: connection.follow("answer", template={"entry": {"type": "websocket.close"}}),
         lambda connection: connection.follow("answer", template={"entry": "x" * 5000}),
+        lambda connection: connection.group_send("room", {"type": "websocket.send", "text": "x"}, keep=0),
     )
     async with running(app) as interface:
         number = await interface.accepted(extensions=OFFERED)
         outcomes = await app.outcomes()
         assert len(interface.events(number)) == 1
-    assert [type(each) for each in outcomes] == [TypeError] + [ValueError] * 5
+    assert [type(each) for each in outcomes] == [TypeError] + [ValueError] * 6
+    assert str(outcomes[-1]) == "keep is the number of messages that are kept, from 1, not 0"
 
 
 async def test_an_interface_server_of_the_last_release_follows_nothing() -> None:
