@@ -138,7 +138,7 @@ async def view_while(
 ) -> tuple[dict[str, float], float]:
     """Run `work` while all viewers read. Return the waits, and the CPU seconds of the servers.
 
-    Without `work`, the handshakes are measured, too: what is kept is read behind them.
+    Without `work`, the handshakes are measured, too: the kept entries are read behind them.
     """
     arguments = ["-m", "benchmarks.streams", "--view", str(bus.port), path, str(entries)]
     client = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)

@@ -1,8 +1,8 @@
 """The followers of one stream at an interface server: which of them gets which entries. No IO.
 
-A follower is *behind* or *live*. One that is behind reads pages of what is kept, after a position of its own, at the
+A follower is *behind* or *live*. One that is behind reads pages of what is kept, after an offset of its own, at the
 pace of its client. One that is live gets what is appended, as it comes by broadcast. All live ones of a stream have got
-the same: everything up to the *tail*, the newest position that is known here. So a broadcast that continues the tail is
+the same: everything up to the *tail*, the newest offset that is known here. So a broadcast that continues the tail is
 for all of them, and any other one puts them back behind, to read what they miss.
 """
 

@@ -33,7 +33,7 @@ NOT_WRITTEN = (
     "TTL",  # streams live as long as their writers, and then for --stream-kept
     "Expires-At",
 )
-"""What the app of this test does not do: tests whose names have one of these are left out."""
+"""Parts of the protocol that the app of this test has not: tests whose names have one of these are left out."""
 NOT_WRITTEN_EITHER = ("producer-state-survives-close", "close-with-different-body-dedup")
 
 

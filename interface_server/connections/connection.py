@@ -201,7 +201,7 @@ class Connection:
         self.follows: dict[str, Following] | None = None
         """The streams that the client follows, by name. The next run finds them as they are."""
         self.user: UserOf | None = None
-        """Whose connection this is, if the app has said so; and the will."""
+        """The user of the connection, once the app has identified it; and the will."""
         self.saved_state = b""
         self._unconsumed = 0  # bytes that were written while the socket had no room
         self._unsent: list[tuple[Frame, int]] | None = None  # frames that wait for a worker

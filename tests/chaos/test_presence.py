@@ -1,4 +1,4 @@
-"""Who is in a group, while processes and Redis are killed, and while clients come and go."""
+"""Test presence while processes and Redis are killed, and while clients come and go."""
 
 import asyncio
 import json
@@ -224,7 +224,7 @@ def test_an_interface_server_moves(start_interface: Start, start_worker: Start, 
 @pytest.mark.long
 @pytest.mark.usefixtures("short_leases")
 def test_an_interface_server_is_paused(start_interface: Start, start_worker: Start, redis_url: str) -> None:
-    """Its users leave, and join when it is back; its wills were sent, and are not sent again."""
+    """Expect its users to leave, and to join when it is back; its wills were sent, and are not sent again."""
     start_worker(APP, "--layer", redis_url, "--resume")
     stays, paused = (start_interface("--layer", redis_url, "--presence-grace", GRACE) for _ in range(2))
     with member(stays, "watch") as watch, member(paused, "ann", will="ann") as ann:

@@ -1,4 +1,4 @@
-"""Who is in a group, where Redis loses data or has odd data."""
+"""Test presence where Redis loses data or has odd data."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Who is in a group, users and wills: an app on interface servers within this process."""
+"""Test presence, users and wills with an app on interface servers within this process."""
 
 import asyncio
 import json

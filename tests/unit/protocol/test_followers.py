@@ -1,4 +1,4 @@
-"""Who gets what of a stream: followers that read pages, get broadcasts, and are slow."""
+"""Test the entries that followers get: those that read pages, get broadcasts, and are slow."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""What followers of a stream get: templates, WebSocket messages and server-sent events."""
+"""Test the forms of entries for followers: templates, WebSocket messages and server-sent events."""
 
 import json
 from typing import Any
