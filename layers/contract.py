@@ -657,7 +657,7 @@ class ChannelLayer(ABC):
         raise NotImplementedError(f"{type(self).__name__} keeps no presence")
 
     def gauges(self) -> dict[str, int]:
-        """Return current numbers by their names, for the metrics: open writers and readers of streams here."""
+        """Return current numbers by their names, for the metrics: writers and readers of streams here."""
         return {}
 
     @abstractmethod

@@ -103,7 +103,7 @@ class MemoryStreams:
         self._lock = threading.Lock()
         self._streams: dict[str, _Stored] = {}
         self._last_epoch = 0
-        self._writers: set[str] = set()  # their channels
+        self._writers: dict[str, WriterIdentity] = {}  # by channel
         self._readers: set[str] = set()
 
     def clear(self) -> None:
@@ -112,8 +112,12 @@ class MemoryStreams:
             self._streams.clear()
 
     def gauges(self) -> dict[str, int]:
-        """Return how many streams are written and read here."""
-        return {"written streams": len(self._writers), "stream readers": len(self._readers)}
+        """Return how many streams are written and read here, and the bytes that are kept of those that are written."""
+        return {
+            "written streams": len(self._writers),
+            "stream bytes": sum(writer.kept_bytes for writer in [*self._writers.values()]),
+            "stream readers": len(self._readers),
+        }
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         with self._lock:
@@ -126,7 +130,7 @@ class MemoryStreams:
                 stream.cancelled = cancelled
             stream.term += 1
             stream.writer = writer.channel
-            self._writers.add(writer.channel)
+            self._writers[writer.channel] = writer
             stream.content_type = writer.content_type or stream.content_type
             writer.epoch, writer.term = stream.epoch, stream.term
             self._keep_open(stream, writer)
@@ -138,6 +142,7 @@ class MemoryStreams:
         with self._lock:
             stream = self._written(name, writer, batch.first - 1, tail)
             self._add(stream, writer, batch)
+            writer.kept_bytes = stream.bytes
             self._keep_open(stream, writer)
             return stream.cancelled
 
@@ -162,7 +167,7 @@ class MemoryStreams:
                 stream.state = state
 
     async def leave(self, name: str, writer: WriterIdentity) -> None:
-        self._writers.discard(writer.channel)
+        self._writers.pop(writer.channel, None)
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         with self._lock:

@@ -43,6 +43,8 @@ class WriterIdentity:
     """The epoch of the stream. `StreamStore.begin` sets it."""
     term: int = 0
     """The number of the writer in its epoch: one with a higher term fences this one. `StreamStore.begin` sets it."""
+    kept_bytes: int = 0
+    """The bytes of the stream that are kept, packed. `StreamStore.append` sets it."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -16,13 +16,14 @@
 -- ARGV[11] how many entries are kept
 -- ARGV[12] how many bytes are kept
 -- ARGV[13] the batch. Without it, there are no further arguments behind ARGV[10]
--- Returns  {0, or why the writer may not write as in stream_written.lua; 1 if somebody has asked it to stop}
+-- Returns  {0, or why the writer may not write as in stream_written.lua; 1 if somebody has asked it to stop; the bytes
+--          that are kept}
 
 -- include now.lua
 -- include stream_state.lua
 -- include stream_written.lua
 local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[8]), ARGV[10] == '1', ARGV[7])
-if refused > 0 then return {refused, '0'} end
+if refused > 0 then return {refused, '0', '0'} end
 local last = tonumber(ARGV[9])
 if ARGV[13] and tonumber(stream.last) < last then -- the batch is stored already if the connection broke
   redis.call('XADD', KEYS[2], ARGV[2] .. '-' .. ARGV[9], 'b', ARGV[13])
@@ -42,4 +43,4 @@ if ARGV[13] and tonumber(stream.last) < last then -- the batch is stored already
 end
 stream.fails, stream.grace, stream.kept = text(now + ARGV[4]), ARGV[5], ARGV[6]
 save(tonumber(ARGV[6]))
-return {0, stream.cancelled}
+return {0, stream.cancelled, stream.bytes}

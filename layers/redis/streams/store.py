@@ -132,8 +132,12 @@ class RedisStreams:
         self._readers: set[str] = set()  # the channels of those that follow
 
     def gauges(self) -> dict[str, int]:
-        """Return how many streams are written and read here."""
-        return {"written streams": len(self._writers), "stream readers": len(self._readers)}
+        """Return how many streams are written and read here, and the bytes that are kept of those that are written."""
+        return {
+            "written streams": len(self._writers),
+            "stream bytes": sum(writer.kept_bytes for writer in [*self._writers.values()]),
+            "stream readers": len(self._readers),
+        }
 
     # Called by writers.
 
@@ -196,9 +200,10 @@ class RedisStreams:
         else:
             sealed = self._entries.seal(store.keys.stream(name), batch.packed)
             arguments = *arguments, batch.last, int(can_lose), limits.entries, limits.bytes, sealed
-        refused, cancelled = await self._call(store, scripts.STREAM_APPEND, name, *arguments)
+        refused, cancelled, kept = await self._call(store, scripts.STREAM_APPEND, name, *arguments)
         if 0 < refused < LOST:
             raise WriterFenced(name, REFUSALS[refused])
+        writer.kept_bytes = int(kept)
         return cancelled == b"1", refused == LOST
 
     async def finish(

@@ -238,12 +238,13 @@ async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeyp
 
     async with stream.writer() as out:
         reader = asyncio.create_task(read())
-        await until(lambda: layer.gauges() == {"written streams": 1, "stream readers": 1})
+        await until(lambda: layer.gauges() == {"written streams": 1, "stream bytes": 0, "stream readers": 1})
         await out.append(1)
         await until(lambda: seen == [1])
         assert lost == 1
+        assert layer.gauges()["stream bytes"] == 2, "an array of one small number"
     await asyncio.wait_for(reader, 5)
-    assert layer.gauges() == {"written streams": 0, "stream readers": 0}
+    assert layer.gauges() == {"written streams": 0, "stream bytes": 0, "stream readers": 0}
 
 
 async def test_the_last_entries_are_stored_again_after_a_loss(layer: InMemoryChannelLayer) -> None:
