@@ -4,6 +4,7 @@ It puts a question on the channel `answers`, for a writer (writer.py), and has t
 writer fills. A user who knows the name of an answer may read and stop it, on any device; names cannot be guessed.
 """
 
+import re
 import secrets
 import time
 from pathlib import Path
@@ -17,12 +18,13 @@ from asgibus.fastapi import BusDep, StreamResponse
 from asgibus.layers import ChannelFull
 from asgibus.layers.streams import StreamState
 
+NAME = r"^[0-9]{1,12}-[A-Za-z0-9_-]{16}$"  # of an answer
 JOB_SECONDS = 60  # for which a question waits for a writer: `asgi-worker --expiry`
 
 app = FastAPI()
 
 Question = Annotated[str, Body(embed=True, min_length=1, max_length=500)]
-Answer = Annotated[str, PathParameter(pattern=r"^[0-9]{1,12}-[A-Za-z0-9_-]{16}$")]
+Answer = Annotated[str, PathParameter(pattern=NAME)]
 
 
 @app.post("/ask")
@@ -36,12 +38,15 @@ async def ask(question: Question, bus: BusDep) -> dict[str, str]:
 
 
 @app.get("/answers/{answer}")
-async def read(answer: Answer, bus: BusDep) -> Response:
+async def read(answer: str, bus: BusDep) -> Response:
+    # An EventSource can read an event, but not the status of a response.
+    gone = Response("event: gone\ndata:\n\n", media_type="text/event-stream")
+    if not re.match(NAME, answer):
+        return gone
     stream = bus.layer.stream(f"answer.{answer}")
     asked_at = int(answer.partition("-")[0])
     if time.time() - asked_at > JOB_SECONDS and (await stream.info()).state is StreamState.ABSENT:
-        # Nobody will write it any more. An EventSource can read an event, but not the status of a response.
-        return Response("event: gone\ndata:\n\n", media_type="text/event-stream")
+        return gone  # nobody will write it any more
     return StreamResponse(stream)
 
 

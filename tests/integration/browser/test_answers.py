@@ -250,9 +250,10 @@ def test_the_stop_button_stops_the_answer_for_everybody(shared_site: Site, reade
     device.expect_status("Stopped after")
 
 
-def test_an_answer_that_is_not_there_says_so(shared_site: Site, reader: Callable[..., Reader]) -> None:
+@pytest.mark.parametrize("answer", [f"1000000000-{'a' * 16}", "of-another-app", "a%20b"])
+def test_an_answer_that_is_not_there_says_so(answer: str, shared_site: Site, reader: Callable[..., Reader]) -> None:
     ada = reader(shared_site)
-    ada.open(f"{shared_site.url}/1000000000-{'a' * 16}")
+    ada.open(f"{shared_site.url}/{answer}")
     ada.expect_status("not kept any more, or there never was one")
     ada.screenshot("gone")
     ada.page.get_by_role("link", name="asgibus answers").click()
