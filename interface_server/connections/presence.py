@@ -210,7 +210,11 @@ class Users:
             for channel in close:
                 local = split_local(channel)
                 if local is not None:
-                    self._log.count("user limit", "a connection was closed: its user has more than %d", limit)
+                    self._log.count(
+                        "user limit",
+                        "a connection was closed: its user has more than --max-connections-per-user allows (%d)",
+                        limit,
+                    )
                     self._bus.post(local[0], (MESSAGE, local[1], close_message(*TOO_MANY)))
             if own in close:
                 return  # the app gets a disconnect

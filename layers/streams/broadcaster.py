@@ -59,7 +59,7 @@ class Broadcaster:
             try:
                 await self.send()
             except LayerUnavailable as error:
-                logger.debug("stream %s: its followers were not told: %s; trying again", self._name, error)
+                logger.debug("stream %r: its followers were not told: %s; trying again", self._name, error)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._due.set()
 

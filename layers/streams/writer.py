@@ -172,7 +172,7 @@ class StreamWriter:
         if kind is None:
             raise problem
         if problem is not error:
-            logger.warning("stream %s: its end was not written: %s", self._name, problem)
+            logger.warning("stream %r: its end was not written: %s", self._name, problem)
 
     async def _leave(self, error: BaseException | None) -> None:
         """End the stream, and the tasks that write it."""
@@ -201,7 +201,7 @@ class StreamWriter:
             else:
                 await self._broadcaster.send(state, text)
         except LayerUnavailable as problem:  # they look again when they have heard nothing for a minute
-            logger.warning("stream %s: its followers were not told of its end: %s", self._name, problem)
+            logger.warning("stream %r: its followers were not told of its end: %s", self._name, problem)
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -264,7 +264,7 @@ class StreamWriter:
                 return await self._store.append(self._name, self._identity, batch, list(self._tail))
             except LayerUnavailable as error:
                 self._problem = str(error)
-                logger.debug("stream %s: %s; trying again", self._name, error)
+                logger.debug("stream %r: %s; trying again", self._name, error)
             await asyncio.sleep(RETRY_SECONDS)
 
     def _keep(self, batch: Batch) -> None:
@@ -306,7 +306,7 @@ class StreamWriter:
                 self._fence(error)
                 return
             except LayerUnavailable as problem:
-                logger.debug("stream %s: %s; trying again", self._name, problem)
+                logger.debug("stream %r: %s; trying again", self._name, problem)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._due.set()
                 continue

@@ -32,7 +32,7 @@ class _Mistake(Exception):
 
 
 async def _write(stream: Stream, items: list[Any], **options: Any) -> list[str]:
-    """Write a stream from its begin to its end. Return the offsets."""
+    """Write a stream from its beginning to its end. Return the offsets."""
     async with stream.writer(**options) as out:
         return [await out.append(item) for item in items]
 
@@ -69,7 +69,7 @@ async def check_entries_are_kept_and_followed(make_layer: LayerFactory) -> None:
 
 
 async def check_entries_reach_readers_of_another_layer(make_layer: LayerFactory) -> None:
-    """Check this when another layer object writes."""
+    """Check readers of a stream that another layer object writes."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         await _check_readers(layer.stream("a.stream"), other.stream("a.stream"))
 
@@ -137,7 +137,7 @@ async def check_pages_lead_through_a_stream(make_layer: LayerFactory) -> None:
 
 
 async def check_an_error_of_the_writer_is_told(make_layer: LayerFactory) -> None:
-    """Check that readers get its type, and not its text, after the entries before it."""
+    """Check that readers get the type of the error, and not its text, after the entries before it."""
     async with fresh_layer(make_layer) as layer:
         stream = layer.stream("fails")
         async with _reader(stream) as reader:
@@ -155,13 +155,13 @@ async def check_an_error_of_the_writer_is_told(make_layer: LayerFactory) -> None
 
 
 async def check_a_later_writer_fences_an_earlier_one(make_layer: LayerFactory) -> None:
-    """Check that it goes on with the same stream, and that nothing of the earlier one is stored afterwards."""
+    """Check that a later writer goes on with the stream, and that no entry of the earlier one is stored afterwards."""
     async with fresh_layer(make_layer) as layer:
         await _check_fencing(layer, layer)
 
 
 async def check_a_writer_of_another_layer_fences_an_earlier_one(make_layer: LayerFactory) -> None:
-    """Check this between two layer objects."""
+    """Check the fencing between two layer objects."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         await _check_fencing(layer, other)
 
@@ -278,7 +278,7 @@ async def check_an_entry_has_a_limit(make_layer: LayerFactory) -> None:
 
 
 async def check_a_deleted_stream_is_gone(make_layer: LayerFactory) -> None:
-    """Check that its reader and its writer learn of it, and that it may be begun again."""
+    """Check that readers and the writer learn that a stream was deleted, and that it may be begun again."""
     async with fresh_layer(make_layer) as layer:
         stream = layer.stream("deleted")
         expect_equal(await stream.delete(), False, "delete of an absent stream")
@@ -327,7 +327,7 @@ async def check_a_writer_goes_on_when_all_is_lost(make_layer: LayerFactory) -> N
 
 
 async def check_the_content_type_is_kept(make_layer: LayerFactory) -> None:
-    """Check that it is that of the writer, also after a loss, and that the next writer may leave it out."""
+    """Check that a stream has the type of its writer, also after a loss, and that the next writer may omit it."""
     async with fresh_layer(make_layer) as layer:
         stream = layer.stream("typed")
         with suppress(WriterFenced):
@@ -347,7 +347,7 @@ async def check_the_content_type_is_kept(make_layer: LayerFactory) -> None:
 
 @by_the_clock
 async def check_an_ended_stream_expires(make_layer: LayerFactory, second: float) -> None:
-    """Check that it is kept for its time, and no longer."""
+    """Check that an ended stream is kept for its time, and no longer."""
     async with fresh_layer(make_layer) as layer:
         stream = layer.stream("brief")
         offsets = await _write(stream, [1], ttl=second)
@@ -366,7 +366,7 @@ async def check_messages_of_a_group_are_kept(make_layer: LayerFactory) -> None:
 
 
 async def check_messages_of_a_group_are_kept_for_another_layer(make_layer: LayerFactory) -> None:
-    """Check this when another layer object sends."""
+    """Check kept messages that another layer object sends."""
     async with fresh_layer(make_layer) as layer, another_layer(make_layer) as other:
         await _check_past(layer, other)
 

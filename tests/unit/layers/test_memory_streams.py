@@ -171,7 +171,7 @@ async def test_an_error_of_the_app_is_not_hidden_by_the_fencing(
         async with stream.writer():
             await stream.delete()
             raise ArithmeticError
-    assert "stream a: its end was not written" in caplog.text
+    assert "stream 'a': its end was not written" in caplog.text
 
 
 async def test_a_writer_is_used_in_its_context(layer: InMemoryChannelLayer) -> None:
