@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import ChannelLayer, Message
-from asgibus.layers.names import require_group, require_own_stream
+from asgibus.layers.names import require_group, require_own_stream, stream_group
 from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream, parse_offset
 from asgibus.layers.streams.past import group_past
 from asgibus.protocol.checks import MAX_KEPT_EVENT_BYTES
-from asgibus.protocol.connect_request import reply_channel
+from asgibus.protocol.connect_request import PRESENCE, STREAMS, reply_channel
 from asgibus.protocol.events import (
     EXCLUDE,
+    FOLLOW,
     GROUP_ADD,
     GROUP_DISCARD,
     IDENTIFY,
     PRESENT,
     SET_WILL,
+    UNFOLLOW,
     WILL_SET,
     Event,
     encode,
 )
 from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, websocket_template
+
+# What the interface server keeps, in the texts of errors.
+_MEMBERSHIPS: Final = "its memberships"
+_FOLLOWED: Final = "what it follows"
 
 
 class SessionApi(Protocol):
@@ -58,14 +64,19 @@ class SessionApi(Protocol):
     def announce(self) -> None:
         """Name this worker as the owner of the connection, unless an event has done so already."""
 
-    async def change_group(self, code: int, group: str) -> None:
-        """Add the connection to a group (GROUP_ADD) or remove it, and wait until that is done."""
+    def offers(self, feature: str) -> bool:
+        """Return whether the interface server has a feature, such as STREAMS. Those of earlier releases may lack it."""
 
-    async def follow(self, stream: str, after: str, template: bytes) -> None:
-        """Have the client follow a stream, and wait until no entry can be missed."""
+    @property
+    def earlier_user(self) -> str | None:
+        """The user whose connection this was when the run began."""
 
-    async def unfollow(self, stream: str) -> None:
-        """Have the client follow a stream no more."""
+    @property
+    def may_follow(self) -> bool:
+        """Whether the client can get entries of streams."""
+
+    async def change(self, name: str, event: Event, what: str, *, removes: bool = False) -> None:
+        """Have the interface server change what it keeps for the client, and wait until it has done so."""
 
     @property
     def may_detach(self) -> bool:
@@ -73,12 +84,6 @@ class SessionApi(Protocol):
 
     def detach(self, stream: str, after: str, template: bytes) -> None:
         """End this run, and have the interface server send the entries of a stream as the rest of the response."""
-
-    @property
-    def user(self) -> str | None: ...
-
-    async def change_presence(self, name: str, event: Event) -> None:
-        """Change the user of the connection, where the user is present, or the will, and wait until that is done."""
 
 
 class Connection:
@@ -88,10 +93,11 @@ class Connection:
     pickled scope raises RuntimeError when it is used.
     """
 
-    __slots__ = ("_session",)
+    __slots__ = ("_session", "_user")
 
     def __init__(self, session: SessionApi) -> None:
         self._session = session
+        self._user: str | None = None  # None until someone asks for it or identifies the user
 
     def __copy__(self) -> Connection:
         return self
@@ -216,17 +222,17 @@ class Connection:
         require_group(group)
         if not present and (join is not None or leave is not None):
             raise ValueError("the events join and leave need present=True")
-        if present and self._session.user is None:
+        if present and self.user is None:
             raise RuntimeError("nobody is known to be present: call `identify` before")
         templates = [_pack_event(each, is_template=True) for each in (join, leave)]
         if after is not None:
             # It follows first: from then on it gets kept messages from there alone.
             template = pack_template({"kind": EVENTS, "reset": reset})
-            await self._session.follow(group_past(group), str(parse_offset(after)), template)
+            await self._follow(group_past(group), str(parse_offset(after)), template)
         if not present:
-            await self._session.change_group(GROUP_ADD, group)
+            await self._session.change(group, (GROUP_ADD, group), _MEMBERSHIPS)
             return
-        await self._session.change_presence(group, (PRESENT, group, *templates))
+        await self._change_presence(group, (PRESENT, group, *templates))
 
     async def group_discard(self, group: str) -> None:
         """Remove this connection from a group; do nothing if it is not a member.
@@ -236,14 +242,17 @@ class Connection:
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time.
         """
-        await self._session.change_group(GROUP_DISCARD, require_group(group))
+        require_group(group)
+        await self._session.change(group, (GROUP_DISCARD, group), _MEMBERSHIPS, removes=True)
 
     # Users.
 
     @property
     def user(self) -> str | None:
         """The id of the user whose connection this is; None until `identify` was called, by this run or an earlier."""
-        return self._session.user
+        if self._user is None:
+            self._user = self._session.earlier_user
+        return self._user
 
     async def identify(self, user: str, info: Any = None) -> None:
         """Say whose connection this is, once. The interface server keeps that until the connection ends.
@@ -263,9 +272,11 @@ class Connection:
             LayerUnavailable: The store could not be reached in time.
         """
         group = user_group(user)
-        if self._session.user not in (None, user):
-            raise RuntimeError(f"this is the connection of {self._session.user!r}: a connection has one user")
-        await self._session.change_presence(group, (IDENTIFY, str(user), pack_info(info)))
+        if self.user not in (None, user):
+            raise RuntimeError(f"this is the connection of {self.user!r}: a connection has one user")
+        user = str(user)
+        await self._change_presence(group, (IDENTIFY, user, pack_info(info)))
+        self._user = user
 
     async def set_will(self, group: str, event: Message) -> None:
         """Leave an event that a group gets once, when this connection ends for whatever reason.
@@ -284,11 +295,22 @@ class Connection:
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time.
         """
-        await self._session.change_presence(WILL_SET, (SET_WILL, require_group(group), _pack_event(event)))
+        await self._change_presence(WILL_SET, (SET_WILL, require_group(group), _pack_event(event)))
 
     async def clear_will(self) -> None:
         """Take the will back. Do nothing if there is none. Raises as `set_will`."""
-        await self._session.change_presence(WILL_SET, (SET_WILL, "none", b""))
+        await self._change_presence(WILL_SET, (SET_WILL, "none", b""))
+
+    async def _change_presence(self, name: str, event: Event) -> None:
+        """Change the user, where the user is present, or the will.
+
+        Args:
+            name: The name in the reply.
+            event: IDENTIFY, PRESENT or SET_WILL.
+        """
+        if not self._session.offers(PRESENCE):
+            raise RuntimeError("this connection can have no user: its interface server is of an earlier release")
+        await self._session.change(name, event, "its user")
 
     async def group_send(
         self,
@@ -366,7 +388,7 @@ class Connection:
         packed = pack_template(websocket_template(template))
         if self._session.is_http:
             raise RuntimeError("only WebSockets follow streams: answer a request with asgibus.stream_response")
-        await self._session.follow(require_own_stream(stream), str(parse_offset(after)), packed)
+        await self._follow(require_own_stream(stream), str(parse_offset(after)), packed)
 
     async def unfollow(self, stream: str) -> None:
         """Have the client follow a stream no more; do nothing if it does not. Its offset is forgotten.
@@ -375,7 +397,23 @@ class Connection:
             TypeError: The name is not valid.
             OSError: The client is gone.
         """
-        await self._session.unfollow(require_own_stream(stream))
+        require_own_stream(stream)
+        if self._session.offers(STREAMS):
+            await self._session.change(stream_group(stream), (UNFOLLOW, stream), _FOLLOWED, removes=True)
+
+    async def _follow(self, stream: str, after: str, template: bytes) -> None:
+        """Have the client follow a stream, or the past of a group.
+
+        Args:
+            stream: The stream.
+            after: The offset of the last entry that the client has.
+            template: The packed template.
+        """
+        if not self._session.offers(STREAMS):
+            raise RuntimeError("this client cannot follow streams: its interface server is of an earlier release")
+        if not self._session.may_follow:
+            raise RuntimeError("a client follows streams once it is accepted: send websocket.accept first")
+        await self._session.change(stream_group(stream), (FOLLOW, stream, after, template), _FOLLOWED)
 
 
 def _pack_event(event: Message | None, *, is_template: bool = False) -> bytes:

@@ -17,13 +17,11 @@ from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import ChannelLayer, Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
-from asgibus.layers.names import stream_group
 from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import MAX_STATE_BYTES
 from asgibus.protocol.connect_request import (
     EVENT_STREAMS,
     HTTP,
-    PRESENCE,
     STREAMS,
     USER,
     WEBSOCKET,
@@ -38,12 +36,9 @@ from asgibus.protocol.events import (
     DETACH,
     EARLY_HINT,
     EVENT_STREAM,
-    FOLLOW,
-    GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
     HTTP_DISCONNECT,
-    IDENTIFY,
     MESSAGE_SENT,
     OTHER_DISCONNECT,
     OTHER_SENT,
@@ -56,7 +51,6 @@ from asgibus.protocol.events import (
     RESPONSE_START,
     RESPONSE_START_TRAILERS,
     SAVE_STATE,
-    UNFOLLOW,
     WEBSOCKET_DISCONNECT,
     Event,
     decode,
@@ -174,7 +168,6 @@ class Session:
         "_subprotocols",
         "_table",
         "_tasks_until",
-        "_user",
         "confirmation",
         "end_awaited",
         "host",
@@ -236,9 +229,8 @@ class Session:
         self._body: AnnouncedBody | None = None
         self._streaming = False  # whether the app has sent a part of the body that is not the last one
         self._own_end: Event | None = None  # the disconnect that follows the app's own close
-        # Groups and state.
-        self._user: str | None = None
-        self._changes: PendingChanges | None = None  # of the groups; few connections ever change them
+        # What the interface server keeps.
+        self._changes: PendingChanges | None = None  # few connections ever make one
         self._saved_bytes = request.state
         self._saved: dict[str, Any] | None = None
         self.scope = build_scope(request)
@@ -541,114 +533,59 @@ class Session:
     async def _send_part(self, more: bool, body: bytes, last: bool) -> None:
         await self.send({"type": "http.response.body", "body": body, "more_body": more or not last})
 
-    # Groups and state.
+    # What the interface server keeps for the client.
+
+    def offers(self, feature: str) -> bool:
+        """Return whether the interface server has a feature, such as STREAMS. Those of earlier releases may lack it."""
+        return isinstance(self._offered, dict) and feature in self._offered
 
     @property
-    def user(self) -> str | None:
-        """The user whose connection this is; None until `identify`, here or in an earlier run."""
-        if self._user is None and isinstance(self._offered, dict):
-            user = self._offered.get(USER)
-            self._user = user if isinstance(user, str) else None
-        return self._user
+    def earlier_user(self) -> str | None:
+        """The user whose connection this was when the run began; None if an earlier run has not called `identify`."""
+        user = self._offered.get(USER) if isinstance(self._offered, dict) else None
+        return user if isinstance(user, str) else None
 
-    async def change_presence(self, name: str, event: Event) -> None:
-        """Have the interface server change what it knows about the user, and wait until it has done so.
+    @property
+    def may_follow(self) -> bool:
+        """Whether the client can get entries of streams: it was accepted, or its response has begun, and lasts."""
+        return self._app_state in _FOLLOWING
+
+    async def change(self, name: str, event: Event, what: str, *, removes: bool = False) -> None:
+        """Have the interface server change what it keeps for the client, and wait until it has done so.
 
         Args:
             name: The name in the reply.
-            event: IDENTIFY, PRESENT or SET_WILL.
+            event: The change.
+            what: What is kept, in the text of an error, such as "its memberships".
+            removes: Whether something is removed. A run that was handed over need not do that.
 
         Raises:
             ClientDisconnected: The client is gone, or another run serves it.
-            RuntimeError: The interface server cannot do that.
-            LayerUnavailable: The store could not be reached in time.
-        """
-        if not isinstance(self._offered, dict) or PRESENCE not in self._offered:
-            raise RuntimeError("this connection can have no user: its interface server is of an earlier release")
-        if await self._may_change("its user", adds=True):
-            await self._change(name, event)
-            if event[0] == IDENTIFY:
-                self._user = event[1]
-
-    async def change_group(self, code: int, group: str) -> None:
-        """Add this connection to a group or remove it, and wait until the interface server has done so.
-
-        Args:
-            code: GROUP_ADD or GROUP_DISCARD.
-            group: The group.
-
-        Raises:
-            ClientDisconnected: The client is gone, or another run serves it.
-            LayerUnavailable: The store could not be reached in time.
-        """
-        if await self._may_change("its memberships", adds=code != GROUP_DISCARD):
-            await self._change(group, (code, group))
-
-    async def _may_change(self, what: str, *, adds: bool) -> bool:
-        """Return whether this run may change what its client has; it need not remove anything once handed over.
-
-        Raises:
-            ClientDisconnected: The client is gone, or another run serves it.
+            LayerUnavailable: The store could not be reached in time, or the interface server has refused the change.
         """
         if self.handed_over:
             if self.silent_run is not None and self.silent_run.is_suspended:
                 await self.silent_run.wait()
-            if adds:
-                raise ClientDisconnected(f"another run serves the client, which keeps {what}")
-            return False  # the client keeps it, so that it misses nothing between two runs
+            if removes:
+                return  # the client keeps it, so that it misses nothing between two runs
+            raise ClientDisconnected(f"another run serves the client, which keeps {what}")
         if self._outbox.closed or self._disconnect is not None:
             raise ClientDisconnected(f"the client is gone, and with it {what}")
-        return True
-
-    async def _change(self, name: str, event: Event) -> None:
-        """Post an event that changes something by that name, and wait for the reply."""
         self._changes = self._changes or PendingChanges()
         waiter = self._changes.add(name)
         self.flush()
         self._outbox.post(event)
         await waiter
 
-    # Streams.
-
-    @property
-    def follows_streams(self) -> bool:
-        """Whether the interface server can have a client follow streams. Those of earlier releases cannot."""
-        return isinstance(self._offered, dict) and STREAMS in self._offered
-
-    async def follow(self, stream: str, after: str, template: bytes) -> None:
-        """Have the client follow a stream, and wait until no entry can be missed.
-
-        Args:
-            stream: The stream.
-            after: The offset of the last entry that the client has.
-            template: The packed template.
-
-        Raises:
-            RuntimeError: The client is not accepted, or the interface server cannot do so.
-            ClientDisconnected: The client is gone, or another run serves it.
-            LayerUnavailable: The store could not be reached in time, or the client follows too many streams.
-        """
-        if not self.follows_streams:
-            raise RuntimeError("this client cannot follow streams: its interface server is of an earlier release")
-        if self._app_state not in _FOLLOWING:
-            raise RuntimeError("a client follows streams once it is accepted: send websocket.accept first")
-        if await self._may_change("what it follows", adds=True):
-            await self._change(stream_group(stream), (FOLLOW, stream, after, template))
-
-    async def unfollow(self, stream: str) -> None:
-        """Have the client follow a stream no more. Raises ClientDisconnected."""
-        if self.follows_streams and await self._may_change("what it follows", adds=False):
-            await self._change(stream_group(stream), (UNFOLLOW, stream))
-
     @property
     def may_detach(self) -> bool:
         """Whether the interface server can go on with the response: an event stream that nothing else encodes."""
         body = self._body
         return (
-            self.follows_streams
+            self.offers(STREAMS)
             and self.is_http
             and not self._head_only
-            and self._app_state in _FOLLOWING
+            and self.may_follow
             and not self._outbox.closed
             and body is not None
             and body.is_event_stream
