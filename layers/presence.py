@@ -24,8 +24,8 @@ PAGE: Final = 1000  # users in one answer
 CLOSE_TYPE: Final = "asgibus.close"
 """The type of the message that closes connections of every kind: (code, reason)."""
 
-_PLACEHOLDER = re.compile(r"\{(user|info|count)\}")
-_PLACEHOLDER_BYTES = re.compile(rb"\{(user|info|count)\}")
+_PLACEHOLDER = re.compile(r"\{(user|info|count|at)\}")
+_PLACEHOLDER_BYTES = re.compile(rb"\{(user|info|count|at)\}")
 
 OnStored = Callable[[str | None], None]
 """Called when a change is stored, with None, or with the reason why it is not yet."""
@@ -129,15 +129,16 @@ def close_message(code: object, reason: object) -> dict[str, Any]:
     return {"type": CLOSE_TYPE, "code": int(code), "reason": str(reason)}
 
 
-def fill(template: Mapping[str, Any], present: Present, count: int) -> dict[str, Any]:
+def fill(template: Mapping[str, Any], present: Present, count: int, at: int) -> dict[str, Any]:
     """Return an event with the placeholders in its texts and bytes replaced.
 
     Args:
-        template: An event with `{user}`, `{info}` and `{count}` in it, each of which becomes JSON.
+        template: An event with `{user}`, `{info}`, `{count}` and `{at}` in it, each of which becomes JSON.
         present: The user.
         count: The number of users in the group.
+        at: When the user has joined or left, in microseconds since 1970 by the clock of the store.
     """
-    values = {"user": _to_json(present.user), "info": _to_json(present.info), "count": str(count)}
+    values = {"user": _to_json(present.user), "info": _to_json(present.info), "count": str(count), "at": str(at)}
     filled = dict(template)
     for name, value in template.items():
         if isinstance(value, str):

@@ -202,8 +202,9 @@ class Connection:
             present: Whether the user of this connection is shown in the group: see `layer.present`. Call `identify`
                 before.
             join: An ASGI event, such as `{"type": "websocket.send", "text": '{"joined": {user}}'}`, that the group gets
-                when a user joins whom it did not have. `{user}`, `{info}` and `{count}` in its text become JSON: the
-                id of the user, the info, and the number of users in the group.
+                when a user joins whom it did not have. `{user}`, `{info}`, `{count}` and `{at}` in its text become
+                JSON: the id of the user, the info, the number of users in the group, and when the user has joined, in
+                microseconds by the clock of the store.
             leave: Such an event, for a user whose last connection has left for longer than `--presence-grace`. The
                 events that an interface server got last for a group count. Neither is sent above `--presence-events`
                 users.
@@ -432,7 +433,7 @@ def _pack_event(event: Message | None, *, is_template: bool = False) -> bytes:
     packed = pack_message(event)
     if len(packed) > MAX_KEPT_EVENT_BYTES:
         raise ValueError(f"an event that is kept has at most {MAX_KEPT_EVENT_BYTES} bytes, not {len(packed)}")
-    encode(fill(event, Present("", None, 0.0, 0), 0) if is_template else event)
+    encode(fill(event, Present("", None, 0.0, 0), 0, 0) if is_template else event)
     return packed
 
 

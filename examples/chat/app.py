@@ -35,8 +35,8 @@ MAX_TEXT = 2000
 # A character of text takes up to 12 in JSON (an escaped surrogate pair). A longer message is not parsed.
 MAX_MESSAGE = 12 * MAX_TEXT + 200
 # Messages that the bus sends by itself: it fills in {user}, as JSON.
-JOIN = {"type": "websocket.send", "text": '{"type":"join","name":{user}}'}
-LEAVE = {"type": "websocket.send", "text": '{"type":"leave","name":{user}}'}
+JOIN = {"type": "websocket.send", "text": '{"type":"join","name":{user},"at":{at}}'}
+LEAVE = {"type": "websocket.send", "text": '{"type":"leave","name":{user},"at":{at}}'}
 MISSED = '{"type":"missed"}'
 
 

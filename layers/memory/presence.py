@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -56,6 +57,7 @@ class PresenceTable:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self._latest = 0  # the time of the last change, in microseconds
         self._groups: dict[str, _Group] = {}
         self._wills: dict[tuple[str, int], _Will] = {}
 
@@ -74,7 +76,7 @@ class PresenceTable:
         told = at.announcements.get(mailbox)
         if not first or told is None or told.join is None or len(at.users) > told.most:
             return []
-        return [fill(told.join, present, len(at.users))]
+        return [fill(told.join, present, len(at.users), self._time())]
 
     @_locked
     def hide(self, mailbox: str, group: str, user: str) -> list[dict[str, Any]]:
@@ -90,7 +92,12 @@ class PresenceTable:
         told = at.announcements.get(mailbox)
         if told is None or told.leave is None or len(at.users) > told.most:
             return []
-        return [fill(told.leave, present, len(at.users))]
+        return [fill(told.leave, present, len(at.users), self._time())]
+
+    def _time(self) -> int:
+        """Return the time in microseconds, later than that of the last change."""
+        self._latest = max(self._latest + 1, time.time_ns() // 1000)
+        return self._latest
 
     @_locked
     def set_will(self, mailbox: str, connection: int, group: str, event: dict[str, Any]) -> None:

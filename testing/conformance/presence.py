@@ -115,6 +115,26 @@ async def check_joins_and_leaves_are_told_once(make_layer: LayerFactory) -> None
         expect_equal(left, expected, "the leaves")
 
 
+async def check_joins_and_leaves_have_an_order(make_layer: LayerFactory) -> None:
+    """Check the times in the events of a user who leaves one server and joins at the other."""
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("a", Recorder()) as a,
+        layer.bus("b", Recorder()) as b,
+    ):
+        member = await layer.new_channel()
+        await layer.group_add("group", member)
+        timed = {"type": "websocket.send", "text": "{at}"}
+        for bus in (a, b):
+            bus.presence.announce("group", Announcements(timed, timed, 100))
+        await _show(a, "group", _user("x"))
+        await _hide(a, "group", "x")
+        await _show(b, "group", _user("x"))
+        times = [int((await receive(layer, member))["text"]) for _ in range(3)]
+        expect(len(set(times)) == 3, f"two changes have the same time: {times}")
+        expect_equal(times, sorted(times), "the times of a join, a leave and a join")
+
+
 async def check_a_large_group_is_told_nothing(make_layer: LayerFactory) -> None:
     """Check the number of users above which joins and leaves are not told."""
     async with fresh_layer(make_layer) as layer, layer.bus("a", Recorder()) as bus:
@@ -188,6 +208,7 @@ CHECKS = (
     check_who_is_in_a_group,
     check_a_large_group_is_read_in_parts,
     check_joins_and_leaves_are_told_once,
+    check_joins_and_leaves_have_an_order,
     check_a_large_group_is_told_nothing,
     check_wills,
     check_users,

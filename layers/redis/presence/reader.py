@@ -118,16 +118,16 @@ class PresenceReader:
         more = True
         while more:
             try:
-                more, events, left = await store.pipeline.call(
+                more, events, left, at = await store.pipeline.call(
                     "EVAL", scripts.PRESENCE_DROP, 3, *keys, mailbox, died or NEVER, DROPPED_AT_ONCE, until=call_until()
                 )
             except Refused as error:
                 await forget_group(error, store, group)
                 raise
             if left and events:
-                await self._tell(store, group, events, left)
+                await self._tell(store, group, events, left, int(at))
 
-    async def _tell(self, store: Store, group: str, events: bytes, left: list[bytes | int]) -> None:
+    async def _tell(self, store: Store, group: str, events: bytes, left: list[bytes | int], at: int) -> None:
         """Tell a group who has left, as the dead process would have done."""
         try:
             told = unpack_announcements(store, group, events)
@@ -135,7 +135,7 @@ class PresenceReader:
                 return
             for entry, count in zip(left[1::3], left[2::3], strict=True):
                 if int(count) <= told.most and isinstance(entry, bytes):
-                    event = fill(told.leave, unpack_present(store, group, entry), int(count))
+                    event = fill(told.leave, unpack_present(store, group, entry), int(count), at)
                     await self.send(group, event, tell_until())
         except (ValueError, TypeError) as error:
             store.entries.log_rejected(store.keys.present(group), "of a user who has left", ValueError(str(error)))

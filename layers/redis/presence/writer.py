@@ -290,7 +290,7 @@ class PresenceWriter:
         at.due = self._loop.time() + self._lifetime / RENEWALS
         three = keys_of(keys, name, self._mailbox)
         try:
-            changes, others = await pipeline.call(
+            changes, others, changed_at = await pipeline.call(
                 "EVAL", scripts.PRESENCE_WRITE, 3, *three, *arguments, until=self._until()
             )
         except LayerUnavailable:
@@ -308,12 +308,19 @@ class PresenceWriter:
         joins = {key: at.joins.pop(key) for key in some if key in at.joins}
         for change, user, count in zip(changes[::3], changes[1::3], changes[2::3], strict=True) if tells else ():
             key = user.decode()
-            self._on_change(name, at, change, some[key] or before[key], count, joins.get(key, {}))
+            self._on_change(name, at, change, some[key] or before[key], count, int(changed_at), joins.get(key, {}))
         if others:
             await self._reader.remove_left(store, name, store.entries.valid_names(keys.present(name), others))
 
     def _on_change(
-        self, name: str, at: _Group, change: int, present: Present | None, count: int, join: Mapping[str, Any]
+        self,
+        name: str,
+        at: _Group,
+        change: int,
+        present: Present | None,
+        count: int,
+        changed_at: int,
+        join: Mapping[str, Any],
     ) -> None:
         """Tell that a user was the first or the last one in the group; or note that it was missing.
 
@@ -323,6 +330,7 @@ class PresenceWriter:
             change: 1, -1 or 0, as `presence_write.lua` has it.
             present: The user.
             count: The number of users in the group.
+            changed_at: When that was, in microseconds since 1970 by Redis's clock.
             join: Further members of the event of a join.
         """
         if present is None:
@@ -338,7 +346,7 @@ class PresenceWriter:
         if len(at.untold) >= MOST_TOLD:
             self._counts["presence event dropped"] += 1
             return
-        at.untold.append({**fill(template, present, count), **(join if change > 0 else {})})
+        at.untold.append({**fill(template, present, count, changed_at), **(join if change > 0 else {})})
         if at.telling is None:
             at.telling = self._loop.create_task(self._tell(name, at), name=f"{self._mailbox} joins and leaves")
 

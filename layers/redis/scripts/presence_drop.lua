@@ -7,10 +7,12 @@
 -- ARGV[2]  time of the death, in ms
 -- ARGV[3]  the largest number of users to remove
 -- Returns  {1 if there may be more, entry of `:events`, {user that is in the group no more, its entry, number of users
---          then, …}}
+--          then, …}, the time, in microseconds}
 
+-- include now.lua
 redis.call('HDEL', KEYS[2], '')
-if tonumber(redis.call('HGET', KEYS[3], ':at') or 0) > tonumber(ARGV[2]) then return {0, '', {}} end
+local at = string.format('%.0f', time[1] * 1000000 + time[2])
+if tonumber(redis.call('HGET', KEYS[3], ':at') or 0) > tonumber(ARGV[2]) then return {0, '', {}, at} end
 local events = redis.call('HGET', KEYS[3], ':events') or ''
 local count = redis.call('HLEN', KEYS[1])
 local found, left, removed = redis.call('HRANDFIELD', KEYS[3], ARGV[3] + 2, 'WITHVALUES'), {}, 0
@@ -31,6 +33,6 @@ end
 if redis.call('HLEN', KEYS[3]) <= 2 then
   redis.call('DEL', KEYS[3])
   redis.call('HDEL', KEYS[2], ARGV[1])
-  return {0, events, left}
+  return {0, events, left, at}
 end
-return {1, events, left}
+return {1, events, left, at}

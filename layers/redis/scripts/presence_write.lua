@@ -11,7 +11,7 @@
 -- ARGV[4]  entry for `:events`; may be empty
 -- ARGV[5…] user and entry, again and again; an empty entry removes the user
 -- Returns  {{1: the user is the first, -1: it was the last, 0: it was missing; user; number of users then; …},
---          {mailboxes of other processes, if this one had no users in the group}}
+--          {mailboxes of other processes, if this one had no users in the group}; the time, in microseconds}
 
 -- include now.lua
 local changes, others = {}, {}
@@ -46,4 +46,4 @@ else
     redis.call('PEXPIRE', KEYS[i], math.max(redis.call('PTTL', KEYS[i]), math.ceil(ARGV[3] * 1000)))
   end
 end
-return {changes, others}
+return {changes, others, string.format('%.0f', time[1] * 1000000 + time[2])}
