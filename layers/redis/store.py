@@ -171,6 +171,7 @@ class StoreClient:
             await self._watch.close()
         if self._open:
             await self.pipeline.drain()
+        if self._linked:  # also if the first commands were cancelled above
             await self.pipeline.close()
 
     async def send(self, channel: str, message: bytes, delay: float, until: float) -> bool:
