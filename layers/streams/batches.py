@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import deque
 from typing import Any, Final
@@ -12,15 +13,16 @@ from asgibus.layers.streams.store import Batch
 
 ENTRY_BYTES: Final = 64 * 1024  # of one packed entry
 BATCH_BYTES: Final = 4 * 1024  # after which a batch waits no longer
-BATCH_SECONDS: Final = 0.02  # between two batches that are smaller
+BATCH_SECONDS: Final = 0.02  # between two batches that are smaller, on average
+EARLY_SECONDS: Final = 0.01  # by which a batch may be due before that, if the one before was late
 MOST_BYTES: Final = 64 * 1024  # of one batch, when the store is slower than the writer
 
 
 class Batcher:
     """Number entries, and gather them in batches.
 
-    A batch is due when the last one was taken `BATCH_SECONDS` ago, or when it has `BATCH_BYTES`. So a slow writer waits
-    for nothing, and a fast one writes a batch every 20 ms.
+    A batch is due `BATCH_SECONDS` after the last one was due, or when it has `BATCH_BYTES`. So a fast writer writes a
+    batch every 20 ms, and one with up to 50 entries a second waits for nothing, even if its pace varies a little.
 
     Args:
         last: The number of the newest entry that is stored.
@@ -32,7 +34,7 @@ class Batcher:
         self.size = 0
         """The bytes that wait."""
         self._waiting: deque[bytes] = deque()
-        self._taken_at = -BATCH_SECONDS
+        self._due_at = -math.inf
 
     def __len__(self) -> int:
         """Return how many entries wait."""
@@ -57,7 +59,7 @@ class Batcher:
         """Return in how many seconds a batch is due: 0 if it is due now, None if nothing waits."""
         if not self._waiting:
             return None
-        return 0.0 if self.size >= BATCH_BYTES else max(0.0, self._taken_at + BATCH_SECONDS - now)
+        return 0.0 if self.size >= BATCH_BYTES else max(0.0, self._due_at - now)
 
     def take(self, now: float) -> Batch:
         """Remove the next batch and return it. There must be an entry."""
@@ -68,7 +70,8 @@ class Batcher:
             items.append(self._waiting.popleft())
             size += len(items[-1])
         self.size -= size
-        self._taken_at = now
+        latest = now + BATCH_SECONDS
+        self._due_at = min(max(self._due_at + BATCH_SECONDS, latest - EARLY_SECONDS), latest)
         return Batch(first, _array(items), len(items))
 
 

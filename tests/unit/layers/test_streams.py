@@ -9,7 +9,7 @@ from asgibus.layers.codec import unpack_items
 from asgibus.layers.errors import EntryTooLarge, MessageTooLarge
 from asgibus.layers.settings import LayerSettings, StreamLimits
 from asgibus.layers.streams import BEGINNING, Broadcast, Offset, StreamState, parse_broadcast, parse_offset
-from asgibus.layers.streams.batches import BATCH_BYTES, BATCH_SECONDS, ENTRY_BYTES, MOST_BYTES, Batcher
+from asgibus.layers.streams.batches import BATCH_BYTES, BATCH_SECONDS, EARLY_SECONDS, ENTRY_BYTES, MOST_BYTES, Batcher
 
 
 @pytest.mark.parametrize("text", ["1764541234567-1", "1-0", "999999999999999-999999999999999"])
@@ -53,11 +53,32 @@ def test_entries_of_a_moment_are_one_batch() -> None:
     items: list[Any] = [{"text": str(number), "bytes": b"x"} for number in range(1, 40)]
     numbers = [batcher.add(item) for item in items]
     assert numbers == list(range(2, 41))
-    assert batcher.due_in(100.005) == pytest.approx(BATCH_SECONDS - 0.005)
-    assert batcher.due_in(100.0 + BATCH_SECONDS) == 0
+    due_in = BATCH_SECONDS - EARLY_SECONDS
+    assert batcher.due_in(100.005) == pytest.approx(due_in - 0.005)
+    assert batcher.due_in(100.0 + due_in) == 0
     batch = batcher.take(100.0 + BATCH_SECONDS)
     assert (batch.first, batch.last, unpack_items(batch.packed)) == (2, 40, items)
     assert len(batcher) == batcher.size == 0
+
+
+def test_a_fast_writer_has_a_batch_every_20_milliseconds() -> None:
+    batcher = Batcher(0)
+    taken: list[float] = []
+    for millisecond in range(1000):
+        batcher.add("x")
+        if batcher.due_in(now := 100 + millisecond / 1000) == 0:
+            batcher.take(now)
+            taken.append(now)
+    assert len(taken) == pytest.approx(1 / BATCH_SECONDS, abs=2)
+
+
+def test_fifty_entries_a_second_wait_for_nothing_if_some_are_early() -> None:
+    batcher = Batcher(0)
+    for number in range(200):
+        now = 100 + number * BATCH_SECONDS - (EARLY_SECONDS * 0.9 if number % 7 == 3 else 0.0)
+        batcher.add("x")
+        assert batcher.due_in(now) == 0, number
+        batcher.take(now)
 
 
 def test_a_full_batch_waits_for_nothing() -> None:
@@ -68,6 +89,17 @@ def test_a_full_batch_waits_for_nothing() -> None:
         assert batcher.due_in(100.001) != 0
         batcher.add("x" * 100)
     assert batcher.due_in(100.001) == 0
+
+
+def test_an_entry_behind_full_batches_waits_20_milliseconds_at_most() -> None:
+    batcher = Batcher(0)
+    for _ in range(100):
+        batcher.add("x" * BATCH_BYTES)
+        batcher.take(100.0)
+    batcher.add("last")
+    due_in = batcher.due_in(100.0)
+    assert due_in is not None
+    assert due_in <= BATCH_SECONDS
 
 
 def test_a_batch_is_bounded_when_the_store_is_slow() -> None:
