@@ -166,7 +166,7 @@ def test_the_client_in_a_browser(polling: Site, page: Page, transports: list[str
             ann.emit("say", {room: "browsers", text: "grüß dich"});
             const said = await Promise.all(received);
             const {engine} = ann.io;
-            if (engine.transport.name !== transports.at(-1)) await new Promise((resolve) => engine.once("upgrade", resolve));
+            if (engine.transport.name !== transports.at(-1)) await new Promise((done) => engine.once("upgrade", done));
             const used = engine.transport.name;
             const closed = [ann, ben, cem, dua].map((socket) => new Promise((resolve) => {
                 socket.io.engine.on("close", resolve);

@@ -32,6 +32,7 @@ async def serve(kind: str, *options: str, task_status: TaskStatus[tuple[list[str
     pids: list[str] = []
     url = ""
     started = False
+    listens = kind == "interface server"
     command = (*PYTHON, *COMMANDS[kind], *options, "--prefix", PREFIX, "--processes", str(PROCESSES))
     async with running(*command) as process:
         async for line in lines(process, expected=lambda line: KILLED.search(line) is not None):
@@ -43,9 +44,9 @@ async def serve(kind: str, *options: str, task_status: TaskStatus[tuple[list[str
                 pids.append(found[1])
                 if started:
                     say(f"{kind} {found[1]} has taken its place")
-                elif len(pids) == PROCESSES:
-                    started = True
-                    task_status.started((pids, url))
+            if not started and len(pids) == PROCESSES and (url or not listens):
+                started = True
+                task_status.started((pids, url))
     raise DemoError(f"the {kind}s ended by themselves")
 
 
