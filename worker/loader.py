@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from asgibus.compatibility.callables import Application, double_to_single_callable
+from asgibus.compatibility.channels import is_of_channels, without_late_errors
 from asgibus.compatibility.interfaces import Interface, UnknownInterface, interface_of, takes
 from asgibus.worker.app_error import AppError, line_of, trace_of
+from asgibus.worker.session import ClientDisconnected
 from asgibus.worker.settings import WorkerSettings
 
 logger = logging.getLogger("asgibus.worker")
@@ -56,7 +58,7 @@ def adapt_app(app: Callable[..., Any], settings: WorkerSettings) -> tuple[Applic
         interface = settings.interface
     settings = replace(settings, interface=interface)
     if interface == "asgi3":
-        return app, settings
+        return without_late_errors(app, ClientDisconnected) if is_of_channels(app) else app, settings
     if interface == "asgi2":
         return double_to_single_callable(app), settings
     if settings.channels:
