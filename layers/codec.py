@@ -1,7 +1,7 @@
-"""Pack messages and frames as msgpack: bytes and str stay apart, integers have 64 bits, nothing runs code.
+"""Pack messages as msgpack: bytes and str stay apart, integers have 64 bits, nothing runs code.
 
-The package msgspec packs fastest, but it accepts more types, and turns a set into an array, for example. So what apps
-send is packed by the package msgpack, which refuses these types. That package also reads fastest.
+The package msgspec packs faster than msgpack, but it accepts more types, and turns a set into an array, for example. So
+values of apps are packed by msgpack, which refuses these types. `layers.redis.codec` packs the other values.
 
 Arrays are unpacked as tuples: frames must not be altered, whether they crossed a process or not.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgpack
-from msgspec.msgpack import Encoder
 
 from asgibus.layers.errors import MessageTooLarge
 
@@ -25,34 +24,6 @@ def pack(value: Any) -> bytes:
     except (OverflowError, TypeError, ValueError) as error:
         raise TypeError(f"cannot be put in a message: {error}") from error
     return packed
-
-
-def pack_entry(value: Any) -> bytes:
-    """Pack a value that asgibus has made, in a third of the time.
-
-    Only values without sets, datetimes and other types that msgpack does not know may be passed: they are not refused.
-
-    Raises:
-        TypeError: An integer has over 64 bits, or a value is of a type that cannot be packed.
-    """
-    try:
-        return _encode(value)
-    except (OverflowError, ValueError) as error:
-        raise TypeError(f"cannot be put in a message: {error}") from error
-
-
-_BASES: tuple[type[Any], ...] = (str, bytes, int, float)
-
-
-def _plain(value: Any) -> Any:
-    """Convert an instance of a subclass, such as a string marked as safe HTML, to its base class."""
-    for base in _BASES:
-        if isinstance(value, base):
-            return base(value)
-    raise TypeError(f"cannot be put in a message: a {type(value).__name__}")
-
-
-_encode = Encoder(enc_hook=_plain).encode
 
 
 def unpack(data: bytes) -> Any:

@@ -2,6 +2,8 @@
 
 Every entry belongs to a place: the Redis key of its mailbox, work queue or ordinary channel. An entry that is stored
 elsewhere meanwhile (delayed, taken, kept for redelivery) still belongs to the place that it came from.
+
+The package msgspec packs in a third of the time of msgpack, which unpacks faster.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from asgibus.layers.codec import pack_entry, unpack, unpack_message
+import msgpack
+from msgspec.msgpack import Encoder
+
+from asgibus.layers.codec import unpack_message
 from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_channel
@@ -57,6 +62,18 @@ class Encryption(Protocol):
     def decrypt(self, place: str, data: bytes) -> bytes: ...
 
 
+def _plain(value: Any) -> Any:
+    """Convert an instance of a subclass, such as a string marked as safe HTML, to its base class."""
+    for base in _BASES:
+        if isinstance(value, base):
+            return base(value)
+    raise TypeError(f"cannot be put in a message: a {type(value).__name__}")
+
+
+_BASES: Final[tuple[type[Any], ...]] = (str, bytes, int, float)
+_encode: Final = Encoder(enc_hook=_plain).encode
+
+
 class EntryCodec:
     """Pack, encrypt, decrypt and unpack the entries of one layer. Methods may be called from any thread."""
 
@@ -67,16 +84,31 @@ class EntryCodec:
         self._logged: set[str] = set()
 
     def pack(self, place: str, value: Any) -> bytes:
-        """Return `value` as an entry of a place. Raises TypeError as `codec.pack_entry`."""
-        return self.seal(place, pack_entry(value))
+        """Return a value that asgibus has made as an entry of a place.
+
+        Only values without sets, datetimes and other types that msgpack does not know may be passed: they are not
+        refused.
+
+        Raises:
+            TypeError: An integer has over 64 bits, or a value is of a type that cannot be packed.
+        """
+        try:
+            packed = _encode(value)
+        except (OverflowError, ValueError) as error:
+            raise TypeError(f"cannot be put in a message: {error}") from error
+        return packed if self._encryptor is None else self._encryptor.encrypt(place, packed)
 
     def seal(self, place: str, packed: bytes) -> bytes:
         """Return a packed value as an entry of a place."""
         return packed if self._encryptor is None else self._encryptor.encrypt(place, packed)
 
     def unpack(self, place: str, data: bytes) -> Any:
-        """Return the value of an entry. Raises ValueError, which `log_rejected` takes."""
-        return unpack(self.open(place, data))
+        """Return the value of an entry, with tuples for arrays. Raises ValueError, which `log_rejected` takes."""
+        packed = self.open(place, data)
+        try:
+            return msgpack.unpackb(packed, use_list=False, raw=False, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ValueError(f"not a message: {error}") from error
 
     def unpack_message(self, place: str, data: bytes) -> Message:
         """Return the message of an entry that holds nothing else. Raises ValueError, which `log_rejected` takes."""

@@ -1,3 +1,4 @@
+from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -6,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgibus.layers.codec import MESSAGE_BYTES, pack, pack_entry, pack_message, unpack, unpack_message
+from asgibus.layers.codec import MESSAGE_BYTES, pack, pack_message, unpack, unpack_message
 from asgibus.layers.errors import MessageTooLarge
+from asgibus.layers.redis.codec import EntryCodec
+
+ENTRIES = EntryCodec(None, Counter())
 
 SCALARS = (
     st.none()
@@ -62,7 +66,7 @@ def test_a_recursive_message_is_a_type_error() -> None:
 
 @given(VALUES)
 def test_entries_are_packed_as_messages_are(value: Any) -> None:
-    assert pack_entry(value) == pack(value)
+    assert ENTRIES.pack("", value) == pack(value)
 
 
 class Text(str):
@@ -79,13 +83,13 @@ class Number(int):
 
 @pytest.mark.parametrize("value", [Text("é"), Data(b"x"), Number(3), HTTPStatus.OK, bytearray(b"x"), memoryview(b"x")])
 def test_subclasses_in_entries_are_packed_as_their_base_class(value: object) -> None:
-    assert pack_entry((1, [value])) == pack((1, [value]))
+    assert ENTRIES.pack("", (1, [value])) == pack((1, [value]))
 
 
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, object(), 1j, "\ud800"])
 def test_an_entry_that_cannot_be_packed_is_a_type_error(value: object) -> None:
     with pytest.raises(TypeError, match="cannot be put in a message"):
-        pack_entry((1, [value]))
+        ENTRIES.pack("", (1, [value]))
     with pytest.raises(TypeError, match="cannot be put in a message"):
         pack((1, [value]))
 
