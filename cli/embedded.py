@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.worker.loader import load_app
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker

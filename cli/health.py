@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from asgibus.cli.run import ProcessLifecycle
-from asgibus.layers.contract import ChannelLayer, Statistics
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Statistics
 
 
 class AdminError(Exception):

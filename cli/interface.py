@@ -37,7 +37,7 @@ from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.interface_server.sockets import ListenError, describe, listening_socket
 from asgibus.interface_server.tls import Tls
 from asgibus.layers import open_layer
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.settings import StreamLimits, set_default_wait
 from asgibus.worker.lifespan import LifespanError
 from asgibus.worker.loader import ApplicationError

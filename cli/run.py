@@ -19,7 +19,8 @@ from anyio.abc import TaskStatus
 
 from asgibus.cli.control_pipe import ControlPipe
 from asgibus.cli.descriptors import raise_limit
-from asgibus.layers.contract import ChannelLayer, Handler
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Handler
 from asgibus.layers.errors import LayerError, LayerUnavailable
 
 logger = logging.getLogger("asgibus")

@@ -26,7 +26,7 @@ from asgibus.cli.env_file import without_env_file
 from asgibus.cli.reload import WatchedFiles
 from asgibus.cli.run import END_MARGIN, ProcessLifecycle, on_sighup, run
 from asgibus.cli.settings import ProcessSettings
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.errors import LayerError
 
 logger = logging.getLogger("asgibus.supervisor")

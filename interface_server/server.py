@@ -31,7 +31,8 @@ from asgibus.interface_server.sockets import ListenError, describe, host_and_por
 from asgibus.interface_server.terminator import Holder, Host, Listener, SliceParser
 from asgibus.interface_server.tls import Tls
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
-from asgibus.layers.contract import ChannelLayer, Statistics, statistics_of
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Statistics, statistics_of
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Page

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from asgibus.layers.contract import Bus, ChannelLayer, Handler
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Handler
 from asgibus.layers.errors import ChannelFull, LayerError, LayerUnavailable, MessageTooLarge
 from asgibus.layers.factory import open_layer
 from asgibus.layers.offers import Claim, Offer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.settings import BACKLOG_BYTES, CAPACITY, EXPIRY_SECONDS, WAIT_SECONDS, LimitsByPattern
 
 

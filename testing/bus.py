@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.memory import InMemoryChannelLayer
 from asgibus.testing.tasks import watching
 from asgibus.testing.websocket import WebSocket

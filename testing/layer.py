@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Draft, Frame, Handler, Message, Statistics
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Delivery, Draft, Frame, Handler, Message, Statistics
 from asgibus.layers.memory import InMemoryChannelLayer, MemoryBus
 from asgibus.layers.names import new_mailbox
 from asgibus.layers.offers import Claim

@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 
 from asgibus.compatibility.callables import Application, Scope
-from asgibus.layers.contract import Bus, ChannelLayer, Delivery, Handler, Message, Statistics
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Delivery, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel
 from asgibus.layers.streams.writer import GRACE_SECONDS, redelivery

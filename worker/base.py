@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 
 from asgibus.compatibility.callables import Application
-from asgibus.layers.contract import Bus, ChannelLayer, Handler, Statistics
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Handler, Statistics
 from asgibus.worker.lifespan import Lifespan, lifespan
 from asgibus.worker.settings import WorkerSettings
 

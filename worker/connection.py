@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
 
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.codec import pack_message
-from asgibus.layers.contract import ChannelLayer, Message
+from asgibus.layers.contract import Message
 from asgibus.layers.names import require_group, require_own_stream, stream_group
 from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream, parse_offset

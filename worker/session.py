@@ -13,9 +13,10 @@ from functools import partial
 from random import random
 from typing import Any, Final, Protocol
 
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.codec import listed, pack, unpack
 from asgibus.layers.compiling import mypyc_attr
-from asgibus.layers.contract import ChannelLayer, Frame
+from asgibus.layers.contract import Frame
 from asgibus.layers.errors import LayerUnavailable, MessageTooLarge
 from asgibus.layers.offers import Claim
 from asgibus.protocol.checks import MAX_STATE_BYTES

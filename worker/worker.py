@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from asgibus.compatibility.callables import Application
-from asgibus.layers.contract import Bus, ChannelLayer, Statistics, statistics_of
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Statistics, statistics_of
 from asgibus.layers.offers import Claim
 from asgibus.layers.versions import ForeignVersion
 from asgibus.protocol.channels import shared_channel, shared_channels

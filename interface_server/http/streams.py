@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.followers import Following
 from asgibus.interface_server.terminator import FAULT, abort_faulty
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Page, StreamState

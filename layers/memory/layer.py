@@ -18,18 +18,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any
 
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.codec import pack_message, unpack_message
-from asgibus.layers.contract import (
-    Announced,
-    Bus,
-    ChannelLayer,
-    Delivery,
-    Draft,
-    Frame,
-    Handler,
-    Message,
-    Statistics,
-)
+from asgibus.layers.contract import Announced, Bus, Delivery, Draft, Frame, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel
 from asgibus.layers.frames import DEAD, GROUP_MESSAGE, MESSAGE
 from asgibus.layers.memory.assignments import Assignments

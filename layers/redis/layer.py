@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.codec import pack_message
-from asgibus.layers.contract import Bus, ChannelLayer, Handler, Message, Statistics
+from asgibus.layers.contract import Bus, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, ForeignChannel, LayerUnavailable
 from asgibus.layers.frames import MEMBERSHIP
 from asgibus.layers.names import has_channels, parse_channel, require_channel, require_group, split_local

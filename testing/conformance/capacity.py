@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.errors import ChannelFull
 from asgibus.testing.conformance.tools import (
     LayerFactory,

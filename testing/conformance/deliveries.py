@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from asgibus.layers.contract import Bus, ChannelLayer, Delivery
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus, Delivery
 from asgibus.testing.conformance.recorder import Recorder
 from asgibus.testing.conformance.tools import (
     PATIENCE_SECONDS,

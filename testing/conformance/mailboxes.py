@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from asgibus.layers.contract import ChannelLayer, Frame
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Frame
 from asgibus.layers.frames import FIRST_PROTOCOL_KIND, GROUP_MESSAGE, MESSAGE
 from asgibus.testing.conformance.recorder import Recorder
 from asgibus.testing.conformance.tools import (

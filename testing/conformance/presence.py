@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asgibus.layers.contract import Bus, ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Bus
 from asgibus.layers.presence import Announcements, Present, PresentPage, user_group
 from asgibus.testing.conformance.recorder import Recorder
 from asgibus.testing.conformance.tools import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from asgibus.layers.contract import ChannelLayer, Statistics
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Statistics
 from asgibus.layers.errors import ChannelFull
 from asgibus.testing.conformance.tools import (
     PATIENCE_SECONDS,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.errors import EntryTooLarge, StreamError, StreamReset, WriterFenced
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams import BEGINNING, Offset, Page, Stream, StreamState

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
-from asgibus.layers.contract import ChannelLayer, Message
+from asgibus.layers.channel_layer import ChannelLayer
+from asgibus.layers.contract import Message
 from asgibus.layers.errors import ChannelFull
 from asgibus.layers.settings import CAPACITY, EXPIRY_SECONDS, GROUP_EXPIRY_SECONDS, Pattern
 

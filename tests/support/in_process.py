@@ -8,7 +8,7 @@ import anyio
 from asgibus.compatibility.callables import Application
 from asgibus.interface_server.server import Server
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.worker.settings import WorkerSettings
 from asgibus.worker.worker import Worker
 

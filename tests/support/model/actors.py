@@ -16,7 +16,7 @@ import anyio
 import asgibus
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import ChannelLayer
+from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 from asgibus.worker.session import Session
 from asgibus.worker.settings import WorkerSettings
