@@ -8,8 +8,10 @@
 -- Returns  0 if the lease has ended, 2 if it was extended and renew_lease.lua would return suspects, else 1
 
 -- include now.lua
-if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) <= now then return 0 end
-redis.call('ZADD', KEYS[1], 'XX', 'GT', string.format('%.0f', now + ARGV[2]), ARGV[1])
+local ends = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0)
+if ends <= now then return 0 end
+-- A lease that was lengthened over the grace is a usual one again.
+redis.call('ZADD', KEYS[1], 'XX', ends % 1 == 0 and 'GT' or 'CH', string.format('%.0f', now + ARGV[2]), ARGV[1])
 redis.call('ZADD', KEYS[1], 'XX', 'GT', string.format('%.0f', now), 'beaten')
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], ARGV[1], ARGV[3]) end
 if tonumber(ARGV[4]) == 0 then return 1 end

@@ -7,6 +7,8 @@
 --          the run id of the Redis server on which it began (empty if Redis may not be asked for it); `:again` if the
 --          set existed before;
 --          `asked`: when a process was last given suspects.
+--          A lease that was lengthened over the grace ends half a millisecond before a whole one, until its process
+--          renews it.
 -- KEYS[2]  hash of the connections of processes, by mailbox: the run id of the Redis server, a colon, and their ids
 --          there, with commas between. Without this key, there are no further arguments, and no suspects are returned
 -- ARGV[1]  mailbox
@@ -37,6 +39,7 @@ end
 -- On another server the data is a replica's or a snapshot's, and may be older: another epoch begins. Leases may be
 -- missing, too, so there is grace.
 local another = beaten > 0 and (not stamp or (run ~= '' and run ~= stamp))
+local back = grace - ARGV[4]  -- when Redis has answered again after the last silence
 if silent or another then grace = now + ARGV[4] end
 -- If the clock was put back, no lease may run longer from now than one that begins now, or than the grace.
 if grace > now + ARGV[4] then
@@ -50,10 +53,17 @@ end
 local forgotten = grace > now - ARGV[5] and -1 or now - ARGV[5]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text(forgotten))
 -- If no process was here for long, Redis or all processes were stopped: the leases that ran when one was last here
--- are lengthened over the grace.
+-- are lengthened over the grace. One that was lengthened before keeps what is left of its grace: otherwise the grace of
+-- a dead process would not end while Redis is away again and again. Too short a time between two silences does not
+-- count, because not every process could connect again.
 if silent then
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], '(' .. text(beaten), '+inf', 'BYSCORE')) do
-    redis.call('ZADD', KEYS[1], 'GT', text(grace), member)
+  local answered = beaten - back
+  if answered < ARGV[4] / 4 then answered = 0 end
+  local running = redis.call('ZRANGE', KEYS[1], '(' .. text(beaten), '+inf', 'BYSCORE', 'WITHSCORES')
+  for i = 1, #running, 2 do
+    local member, score, left = running[i], tonumber(running[i + 1]), tonumber(ARGV[4])
+    if score % 1 == 0.5 then left = math.min(left, score + 0.5 - back - answered) end
+    if string.sub(member, -1) == '!' then redis.call('ZADD', KEYS[1], string.format('%.1f', now + left - 0.5), member) end
   end
 end
 if silent or another then redis.call('ZADD', KEYS[1], text(grace), 'grace') end

@@ -284,6 +284,92 @@ def test_a_clock_step_back_lengthens_no_lease(grace: bool, run: Run, epoch: byte
     assert (sorted(live), ended, gone) == ([b"a!", b"b!", b"own!"], [], [])
 
 
+LEASE_TIMES = (5_000, 3_000, 10_000, 60_000, 15_000)
+"""The lease, silence, grace, listed, expected back: in ms."""
+
+
+@pytest.fixture
+def wait(store: "redis.Redis[bytes]") -> Callable[[int], None]:
+    """Return a function that lets some milliseconds pass for the leases, by moving them into the past.
+
+    What the test itself takes counts for these milliseconds.
+    """
+    ends, moved = time.monotonic() * 1000, 0.0
+
+    def wait(milliseconds: int) -> None:
+        nonlocal ends, moved
+        ends += milliseconds
+        step = max(0, round(ends - time.monotonic() * 1000 - moved))
+        moved += step
+        for member, score in store.zrange("p", 0, -1, withscores=True):
+            store.zadd("p", {member: score - step})
+
+    return wait
+
+
+@pytest.fixture
+def beat(run: Run, wait: Callable[[int], None]) -> Callable[[str, int], list[bytes]]:
+    """Return a function that renews a lease every second for some seconds, and returns the leases that have ended."""
+
+    def beat(mailbox: str, seconds: int) -> list[bytes]:
+        ended: list[bytes] = []
+        for second in range(seconds + 1):
+            if second:
+                wait(1_000)
+            *_, ended, _, _ = run(scripts.RENEW_LEASE, "p", mailbox, *LEASE_TIMES)
+        return ended
+
+    return beat
+
+
+@pytest.mark.parametrize(("served", "most"), [(3, 4), (4, 3), (12, 1)])
+def test_a_dead_process_is_noticed_although_redis_is_away_again_and_again(
+    served: int, most: int, run: Run, wait: Callable[[int], None], beat: Callable[[str, int], list[bytes]]
+) -> None:
+    """The grace is time in which Redis has answered: it does not begin anew with each outage."""
+    for mailbox in ("killed!", "own!"):
+        run(scripts.RENEW_LEASE, "p", mailbox, *LEASE_TIMES)
+    outages = 0
+    ended: list[bytes] = []
+    while not ended and outages < 10:
+        wait(7_000)
+        outages += 1
+        ended = beat("own!", served)
+    assert (ended, outages) == ([b"killed!"], most)
+
+
+@pytest.mark.parametrize("script", ["RENEW_LEASE", "EXTEND_LEASE"])
+def test_a_sign_of_life_restores_the_whole_grace(
+    script: str, run: Run, wait: Callable[[int], None], beat: Callable[[str, int], list[bytes]]
+) -> None:
+    for mailbox in ("cut off!", "own!"):
+        run(scripts.RENEW_LEASE, "p", mailbox, *LEASE_TIMES)
+    for _ in range(3):
+        wait(7_000)
+        assert beat("own!", 7) == []
+        if script == "RENEW_LEASE":
+            run(scripts.RENEW_LEASE, "p", "cut off!", *LEASE_TIMES)
+        else:
+            assert run(scripts.EXTEND_LEASE, ("p", "connections"), "cut off!", 5_000, "", 0, 0) == 1
+    wait(7_000)
+    assert beat("own!", 7) == []
+    assert beat("own!", 4) == [b"cut off!"]
+
+
+def test_redis_must_answer_for_long_enough_to_be_reached(
+    run: Run, wait: Callable[[int], None], beat: Callable[[str, int], list[bytes]]
+) -> None:
+    """A process needs up to two seconds to connect again: shorter times between two outages do not count."""
+    for mailbox in ("cut off!", "own!"):
+        run(scripts.RENEW_LEASE, "p", mailbox, *LEASE_TIMES)
+    for _ in range(20):
+        wait(4_000)
+        assert beat("own!", 1) == []
+    wait(4_000)
+    assert beat("own!", 7) == []
+    assert beat("own!", 4) == [b"cut off!"]
+
+
 def test_a_process_without_a_lease_for_long_is_listed_as_gone(
     run: Run, epoch: bytes, store: "redis.Redis[bytes]"
 ) -> None:
