@@ -20,6 +20,7 @@ from asgibus.layers.streams.store import (
     CANCELLED,
     DELETED,
     FENCED,
+    FOLLOWS,
     NOT_OPEN,
     WRITER_GONE,
     WRITER_SECONDS,
@@ -40,6 +41,9 @@ class Layer(Protocol):
     async def send(self, channel: str, message: Message) -> None: ...
 
     async def send_to_group(self, group: str, message: Message) -> None: ...
+
+    @property
+    def group_expiry(self) -> float: ...
 
     def follow(self, group: str, channel: str) -> None: ...
 
@@ -223,9 +227,10 @@ class MemoryStreams:
     async def receive(self, channel: str) -> Message:
         return await self._layer.receive(channel)
 
-    async def follow(self, name: str, channel: str) -> None:
+    async def follow(self, name: str, channel: str) -> float:
         self._readers.add(channel)
         self._layer.follow(stream_group(name), channel)
+        return self._layer.group_expiry / FOLLOWS
 
     async def unfollow(self, name: str, channel: str) -> None:
         self._readers.discard(channel)

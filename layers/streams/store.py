@@ -18,6 +18,8 @@ WRITER_SECONDS = 60.0
 """The time for which a stream stays open whose writer gives no sign of life, if no process has noticed its death."""
 RENEW_SECONDS = 20.0
 """The time between two signs of life of a writer."""
+FOLLOWS: Final = 4
+"""How often a follower is added in the time for which a channel stays in a group."""
 ANOTHER_WRITER = "another writer has begun"
 DELETED = "the stream was deleted"
 NOT_OPEN = "the stream is not open any more"
@@ -157,8 +159,8 @@ class StreamStore(Protocol):
     async def receive(self, channel: str) -> dict[str, Any]:
         """Wait for the next message of a process-local channel."""
 
-    async def follow(self, name: str, channel: str) -> None:
-        """Add a channel to the followers of a stream."""
+    async def follow(self, name: str, channel: str) -> float:
+        """Add a channel to the followers of a stream. Return in how many seconds to do so again, so that it stays."""
 
     async def unfollow(self, name: str, channel: str) -> None:
         """Remove a channel from the followers of a stream."""

@@ -15,12 +15,12 @@ from asgibus.layers.settings import StreamLimits, require_content_type, require_
 from asgibus.layers.streams.offsets import BEGINNING, Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Broadcast, Page, StreamState, parse_broadcast
 from asgibus.layers.streams.store import StreamStore
-from asgibus.layers.streams.writer import StreamWriter
+from asgibus.layers.streams.writer import StreamWriter, to_its_end
 
 PAGE_ENTRIES: Final = 500  # of one read
 LOOK_SECONDS = 60.0  # without a broadcast, after which a reader looks whether it has missed one
-JOIN_SECONDS = 3600.0  # between two renewals of a reader's membership
-RETRY_SECONDS = 0.5  # until a reader tries again to receive
+LOOK_SOON_SECONDS = 1.0  # after a broadcast of what the reader has: the store may have lost it
+RETRY_SECONDS = 0.5  # until a reader tries again to receive, or to renew its membership
 WAITING: Final = 64  # broadcasts that wait for a reader: a slower one reads pages
 
 
@@ -156,16 +156,28 @@ class _Reader:
     async def read(self) -> AsyncGenerator[tuple[Offset, Any], None]:
         """Yield entries until the end."""
         self._channel = await self._store.new_channel()
-        await self._store.follow(self._name, self._channel)
-        receiving = asyncio.create_task(self._receive(), name=f"stream {self._name} reader")
+        tasks: list[asyncio.Task[None]] = []
         try:
+            renew_in = await self._store.follow(self._name, self._channel)
+            for work in (self._receive(), self._renew(renew_in)):
+                tasks.append(asyncio.create_task(work, name=f"stream {self._name} reader"))
             async with aclosing(self._pages()) as entries:
                 async for entry in entries:
                     yield entry
         finally:
-            receiving.cancel()
-            with suppress(LayerUnavailable):
-                await self._store.unfollow(self._name, self._channel)
+            for task in tasks:
+                task.cancel()
+            with suppress(LayerUnavailable):  # a membership that is left behind would fill the channel
+                await to_its_end(self._store.unfollow(self._name, self._channel))
+
+    async def _renew(self, seconds: float) -> None:
+        """Renew the membership in time."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                seconds = await self._store.follow(self._name, self._channel)
+            except LayerUnavailable:
+                seconds = RETRY_SECONDS
 
     async def _receive(self) -> None:
         while True:
@@ -181,7 +193,6 @@ class _Reader:
 
     async def _pages(self) -> AsyncGenerator[tuple[Offset, Any], None]:
         clock = asyncio.get_running_loop().time
-        joined = clock()
         absent_since: float | None = None
         while True:
             page = await self._store.page(self._name, self._offset, PAGE_ENTRIES)
@@ -197,21 +208,21 @@ class _Reader:
                 self._end(page.state, page.error)
                 return
             self._offset = page.next
-            look_in = LOOK_SECONDS if page.left is None else min(LOOK_SECONDS, page.left)
+            look_at = clock() + _look_in(page.left)
             if page.state is not StreamState.ABSENT or self._offset == BEGINNING:
                 absent_since = None
             elif absent_since is None:
                 absent_since = clock()
-                look_in = ABSENT_SECONDS
+                look_at = absent_since + ABSENT_SECONDS
             elif clock() - absent_since >= ABSENT_SECONDS:
                 raise StreamReset(self._name, "0", "is not there any more")
-            while True:
+            gap = False
+            while not gap:
                 try:
-                    async with asyncio.timeout(look_in):
+                    async with asyncio.timeout_at(look_at):
                         await self._told.wait()
                 except TimeoutError:
                     break
-                gap = False
                 while self._broadcasts and not gap:
                     broadcast = self._broadcasts.popleft()
                     if broadcast.continues(self._offset):
@@ -221,17 +232,14 @@ class _Reader:
                         if broadcast.state.is_over:
                             self._end(broadcast.state, broadcast.error)
                             return
-                        if broadcast.left is not None:
-                            look_in = min(LOOK_SECONDS, broadcast.left)
+                        look_at = clock() + _look_in(broadcast.left)
                         absent_since = None
                     elif broadcast.next > self._offset or broadcast.state is not StreamState.OPEN:
                         gap = True
-                if gap:
-                    break
-                self._told.clear()
-            if clock() - joined > JOIN_SECONDS:
-                joined = clock()
-                await self._store.follow(self._name, self._channel)
+                    else:
+                        look_at = min(look_at, clock() + LOOK_SOON_SECONDS)
+                if not gap:
+                    self._told.clear()
 
     def _end(self, state: StreamState, error: str) -> None:
         """Raise StreamError if the stream has failed."""
@@ -242,3 +250,8 @@ class _Reader:
         if self._offset == BEGINNING or self._offset.epoch == page.first.epoch:
             return "has lost the entries that were to be read next"
         return "was begun anew"
+
+
+def _look_in(left: float | None) -> float:
+    """Return in how many seconds a reader looks if there is no broadcast, of a stream that fails in `left` seconds."""
+    return LOOK_SECONDS if left is None else min(LOOK_SECONDS, left)

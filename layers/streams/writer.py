@@ -135,7 +135,7 @@ class StreamWriter:
         if self._tasks:
             raise RuntimeError("a writer is entered once: call Stream.writer again")
         try:
-            await _to_its_end(self._begin())
+            await to_its_end(self._begin())
         except asyncio.CancelledError as error:
             if self._tasks:  # begun already
                 await self.__aexit__(type(error), error, None)
@@ -163,7 +163,7 @@ class StreamWriter:
     ) -> None:
         problem: Exception | None = None
         try:  # a reader must learn of the end of a writer that is cancelled, too
-            await _to_its_end(self._leave(error))
+            await to_its_end(self._leave(error))
         except (WriterFenced, LayerUnavailable) as found:
             problem = found
         self._has_left = True
@@ -314,7 +314,7 @@ class StreamWriter:
                 self._broadcaster.hint()
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Await work that must not be left half done. A cancellation meanwhile is raised when the work has ended."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -328,5 +328,5 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
         await task
         return
     if not task.cancelled() and (problem := task.exception()) is not None:
-        logger.warning("the writer of a stream was stopped, and failed: %s", problem)
+        logger.warning("a writer or reader of a stream was stopped, and failed: %s", problem)
     raise cancelled

@@ -33,6 +33,7 @@ from asgibus.layers.streams.store import (
     CANCELLED,
     DELETED,
     FENCED,
+    FOLLOWS,
     NOT_OPEN,
     WRITER_GONE,
     WRITER_SECONDS,
@@ -88,6 +89,9 @@ class Layer(Protocol):
     def address(self) -> str: ...
 
     prefix: str
+
+    @property
+    def group_expiry(self) -> float: ...
 
     def send_until(self) -> float:
         """Return when a call gives up, by the clock of the running event loop."""
@@ -384,9 +388,10 @@ class RedisStreams:
     async def receive(self, channel: str) -> Message:
         return await self._layer.receive(channel)
 
-    async def follow(self, name: str, channel: str) -> None:
+    async def follow(self, name: str, channel: str) -> float:
         self._readers.add(channel)
         await self._channels.group_add(stream_group(name), channel)
+        return self._layer.group_expiry / FOLLOWS
 
     async def unfollow(self, name: str, channel: str) -> None:
         self._readers.discard(channel)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import anyio
 import pytest
 
 from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
@@ -274,3 +275,48 @@ async def test_names_of_streams_are_checked(layer: InMemoryChannelLayer) -> None
     for name in ("", "a b", "a:b", "a!b", "x" * 101, 7):
         with pytest.raises(TypeError, match="stream names are"):
             layer.stream(name)  # type: ignore[arg-type]
+
+
+async def test_a_reader_stays_for_longer_than_channels_stay_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = InMemoryChannelLayer(group_expiry=0.2)
+    stream = layer.stream("a")
+    read: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def collect() -> None:
+        async for _ in stream.read():
+            read.append(clock())
+
+    async with stream.writer() as out:
+        reader = asyncio.create_task(collect())
+        for number in range(1, 20):
+            await out.append(number)
+            await until(lambda: len(read) == number)  # noqa: B023
+            await asyncio.sleep(0.02)
+    await asyncio.wait_for(reader, 5)
+
+
+async def test_a_reader_that_is_cancelled_while_it_joins_leaves_nothing_behind(
+    layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = layer.stream("a")
+    store, joined = stream._store, asyncio.Event()
+    follow = store.follow
+
+    async def slow(name: str, channel: str) -> float:
+        renew_in = await follow(name, channel)
+        joined.set()
+        await asyncio.sleep(10)
+        return renew_in
+
+    async def read() -> None:
+        async for _ in stream.read():
+            pass
+
+    monkeypatch.setattr(store, "follow", slow)
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await joined.wait()
+        group.cancel_scope.cancel()
+    assert layer.gauges()["stream readers"] == 0
+    assert not layer._groups
