@@ -16,6 +16,8 @@ from asgibus.layers.errors import MessageTooLarge
 
 MESSAGE_BYTES: Final = 16 * 1024 * 1024  # of one packed message: larger ones would stall all others
 
+DEEP_BYTES: Final = 1000  # of a packed value, of which one that is nested so deep has more
+
 
 def pack(value: Any) -> bytes:
     """Pack a value. Raises TypeError for a type that msgpack does not know, and for an integer over 64 bits."""
@@ -23,6 +25,17 @@ def pack(value: Any) -> bytes:
         packed: bytes = msgpack.packb(value, use_bin_type=True)
     except (OverflowError, TypeError, ValueError) as error:
         raise TypeError(f"cannot be put in a message: {error}") from error
+    return packed
+
+
+def pack_item(item: Any) -> bytes:
+    """Pack a value that is put in arrays, messages and frames later. Raises TypeError as `pack`, and for deep nesting.
+
+    The package msgpack reads as many levels as it writes, 1,024: a value at that limit could be read nowhere.
+    """
+    packed = pack(item)
+    if len(packed) >= DEEP_BYTES:
+        pack([[[[[[[[item]]]]]]]])
     return packed
 
 

@@ -7,7 +7,7 @@ import struct
 from collections import deque
 from typing import Any, Final
 
-from asgibus.layers.codec import pack
+from asgibus.layers.codec import pack_item
 from asgibus.layers.errors import EntryTooLarge
 from asgibus.layers.streams.store import Batch
 
@@ -44,10 +44,10 @@ class Batcher:
         """Add an entry and return its number.
 
         Raises:
-            TypeError: The item holds a type that msgpack does not know.
+            TypeError: The item holds a type that msgpack does not know, or is nested over a thousand levels deep.
             EntryTooLarge: The packed item is larger than 64 KiB.
         """
-        packed = pack(item)
+        packed = pack_item(item)
         if len(packed) > ENTRY_BYTES:
             raise EntryTooLarge(len(packed), ENTRY_BYTES)
         self._waiting.append(packed)

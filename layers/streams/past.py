@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
-from asgibus.layers.codec import pack, pack_message
+from asgibus.layers.codec import MESSAGE_BYTES, pack_item, pack_message
+from asgibus.layers.errors import MessageTooLarge
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast
@@ -20,6 +22,8 @@ KEPT: Final = "asgibus.kept"
 PLACEHOLDER: Final = "asgibus.placeholder"
 """The member of a kept message that names the text to be replaced by its offset."""
 MAX_ID_LENGTH: Final = 200
+KEPT_BYTES: Final = MESSAGE_BYTES - 1024
+"""The largest kept message, packed: its offset, and the name of the stream, are sent with it."""
 
 
 class KeepingStore(Protocol):
@@ -87,9 +91,13 @@ async def send_kept(
 
     Returns:
         Whether it was sent: False if it was kept already.
+
+    Raises:
+        TypeError: It is no valid message.
+        ValueError: The id or the placeholder is not valid.
+        MessageTooLarge: The message is larger than 16 MiB.
     """
-    if not 0 < len(message_id) <= MAX_ID_LENGTH:
-        raise ValueError(f"the id of a message is a text of 1 to {MAX_ID_LENGTH} characters")
+    _require_id(message_id)
     pack_message(message)
     item = dict(message)
     if placeholder is not None:
@@ -97,10 +105,22 @@ async def send_kept(
             raise ValueError(f"the placeholder {placeholder!r:.50} does not occur in the text of the message")
         item[PLACEHOLDER] = placeholder
     name = group_past(group)
-    is_new, offset = await store.keep(name, pack([item]), limits, message_id)
+    packed = pack_item([item])
+    if len(packed) > KEPT_BYTES:
+        raise MessageTooLarge(len(packed), KEPT_BYTES)
+    is_new, offset = await store.keep(name, packed, limits, message_id)
     if is_new:
         await send(group, {**place_offset(item, offset), KEPT: str(offset)})
         await store.tell(Broadcast(name, offset.epoch, offset.number, [item]))
     else:  # who has kept it may have died before all were told
         await store.tell(Broadcast(name, offset.epoch, offset.number + 1))
     return is_new
+
+
+def _require_id(message_id: object) -> None:
+    """Raise ValueError if an id is not valid."""
+    if isinstance(message_id, str) and 0 < len(message_id) <= MAX_ID_LENGTH:
+        with suppress(UnicodeEncodeError):  # half of a surrogate pair
+            message_id.encode()
+            return
+    raise ValueError(f"the id of a message is a text of 1 to {MAX_ID_LENGTH} characters, not {message_id!r:.50}")

@@ -185,3 +185,18 @@ def test_limits_are_chosen_by_the_name_of_the_stream() -> None:
 def test_a_wrong_limit_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="stream"):
         LayerSettings.of(stream_limits={"*": limits})
+
+
+def test_an_item_that_could_not_be_read_has_no_number() -> None:
+    batcher = Batcher(0)
+    for shape in ("list", "dict"):
+        item: Any = "x"
+        for _ in range(1020):
+            item = [item] if shape == "list" else {"a": item}
+        with pytest.raises(TypeError, match="recursion limit"):
+            batcher.add(item)
+    deep: Any = "x"
+    for _ in range(400):
+        deep = [deep]
+    assert batcher.add(deep) == 1
+    assert unpack_items(batcher.take(100.0).packed) == [deep]
