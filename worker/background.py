@@ -17,7 +17,8 @@ from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.contract import Bus, Delivery, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
 from asgibus.layers.names import MAX_NAME_LENGTH, require_channel
-from asgibus.layers.streams.writer import GRACE_SECONDS, redelivery
+from asgibus.layers.streams.redelivery import Redelivery, redelivery
+from asgibus.layers.streams.writer import GRACE_SECONDS
 from asgibus.worker.base import CANCEL_SECONDS, BaseWorker
 from asgibus.worker.settings import WorkerSettings
 
@@ -226,7 +227,8 @@ class ChannelConsumer:
         return GRACE_SECONDS + retry_delay(delivery.attempt)
 
     async def _run(self, instance: AppInstance) -> None:
-        redelivery.set(partial(self._redelivered_within, instance))  # of this task, and of those that it starts
+        instance.redelivery = Redelivery(partial(self._redelivered_within, instance))
+        redelivery.set(instance.redelivery)  # of this task, and of those that it starts
         try:
             await self._app(instance.scope, instance.receive, instance.send)
         except BaseException as error:
@@ -251,6 +253,7 @@ class ChannelConsumer:
             return
         if instance.received:
             self._acknowledge(delivery)
+            await instance.redelivery.fail()
         elif not self._start_elsewhere(instance, delivery):
             await self._retry(delivery, RuntimeError("the app returned without having received the message"))
 
@@ -337,6 +340,8 @@ class AppInstance:
         """Whether the app has received that message."""
         self.handled_any = False
         """Whether the app has handled a message before."""
+        self.redelivery: Redelivery
+        """The message, as the writers of streams see it. It is set before the app is called."""
         self._on_handled = on_handled
         self._delivered = asyncio.Event()  # asyncio's, because it is cleared after every message
 
@@ -352,6 +357,7 @@ class AppInstance:
             delivery, self.delivery = self.delivery, None
             self.handled_any = True
             self._on_handled(self, delivery)
+            await self.redelivery.fail()
         while self.delivery is None or self.received:
             self._delivered.clear()
             await self._delivered.wait()

@@ -22,6 +22,7 @@ from asgibus.layers.streams.store import (
     FENCED,
     FOLLOWS,
     NOT_OPEN,
+    PAGE_BYTES,
     WRITER_GONE,
     WRITER_SECONDS,
     Batch,
@@ -57,6 +58,7 @@ class _Stored:
         self.epoch = epoch
         self.term = 0
         self.writer = ""  # its channel
+        self.ended = ""  # the channel of the writer that has ended it
         self.first = 1  # the number of the first entry that is kept
         self.last = 0
         self.bytes = 0
@@ -83,9 +85,13 @@ class _Stored:
         """Return up to `limit` entries with higher numbers."""
         begin = max(after + 1, self.first)
         found: list[tuple[Offset, Any]] = []
+        size = 0
         for batch in self.batches:
-            if batch.last < begin or len(found) >= limit:
+            if batch.last < begin:
                 continue
+            if len(found) >= limit or size >= PAGE_BYTES:
+                break
+            size += len(batch.packed)
             numbered = enumerate(unpack_items(batch.packed), batch.first)
             found += ((Offset(self.epoch, number), item) for number, item in numbered if number >= begin)
         return found[:limit]
@@ -133,7 +139,7 @@ class MemoryStreams:
                 stream = self._streams[name] = _Stored(self._new_epoch())
                 stream.cancelled = cancelled
             stream.term += 1
-            stream.writer = writer.channel
+            stream.writer, stream.ended = writer.channel, ""
             self._writers[writer.channel] = writer
             stream.content_type = writer.content_type or stream.content_type
             writer.epoch, writer.term = stream.epoch, stream.term
@@ -157,11 +163,23 @@ class MemoryStreams:
             return stream.cancelled
 
     async def finish(
-        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+        self,
+        name: str,
+        writer: WriterIdentity,
+        last: int,
+        state: StreamState,
+        error: str = "",
+        *,
+        grace: float = 0.0,
+        tail: Sequence[Batch] = (),
     ) -> None:
         with self._lock:
-            stream = self._written(name, writer, last)
-            stream.writer = ""
+            stream = self._find(name)
+            if stream is None or (stream.epoch, stream.ended) != (writer.epoch, writer.channel):
+                stream = self._written(name, writer, last, tail)
+            elif grace or stream.state is not StreamState.OPEN:
+                return
+            stream.writer, stream.ended = "", writer.channel
             stream.error = error
             now = self._clock()
             stream.expires_at = now + grace + writer.limits.kept
@@ -293,6 +311,8 @@ class MemoryStreams:
         if after == BEGINNING:
             after = Offset(stream.epoch, 0)
         reset = after.epoch != stream.epoch or after.number < stream.first - 1
+        # As in stream_page.lua: without a writer, other entries get the numbers of those that are lost.
+        reset = reset or (after.number > stream.last and not stream.writer and stream.state is StreamState.OPEN)
         if reset:
             after = Offset(stream.epoch, stream.first - 1)
         items = stream.read(after.number, limit) if limit else []

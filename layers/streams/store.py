@@ -21,6 +21,8 @@ RENEW_SECONDS = 20.0
 FOLLOWS: Final = 4
 """How often a follower is added in the time for which a channel stays in a group."""
 ANOTHER_WRITER = "another writer has begun"
+PAGE_BYTES = 256 * 1024
+"""The bytes of batches in one page, and one batch more."""
 DELETED = "the stream was deleted"
 NOT_OPEN = "the stream is not open any more"
 WRITER_GONE = "the writer is gone"
@@ -107,9 +109,17 @@ class StreamStore(Protocol):
         """
 
     async def finish(
-        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+        self,
+        name: str,
+        writer: WriterIdentity,
+        last: int,
+        state: StreamState,
+        error: str = "",
+        *,
+        grace: float = 0.0,
+        tail: Sequence[Batch] = (),
     ) -> None:
-        """End a stream.
+        """End a stream. One that its writer has left open for a while may be ended later.
 
         Args:
             name: The stream.
@@ -118,6 +128,7 @@ class StreamStore(Protocol):
             state: How it ends.
             error: Why it has failed.
             grace: Seconds for which it stays open, as it is likely to be begun again; then it fails with that error.
+            tail: The last batches, as many as the writer still has.
 
         Raises:
             WriterFenced: As `append`.

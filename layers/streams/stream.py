@@ -159,8 +159,8 @@ class _Reader:
         tasks: list[asyncio.Task[None]] = []
         try:
             renew_in = await self._store.follow(self._name, self._channel)
-            for work in (self._receive(), self._renew(renew_in)):
-                tasks.append(asyncio.create_task(work, name=f"stream {self._name} reader"))
+            works = self._receive(), self._renew(renew_in)
+            tasks += (asyncio.create_task(work, name=f"stream {self._name} reader") for work in works)
             async with aclosing(self._pages()) as entries:
                 async for entry in entries:
                     yield entry

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,7 +18,8 @@ from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.batches import BATCH_BYTES, Batcher
 from asgibus.layers.streams.broadcaster import Broadcaster
 from asgibus.layers.streams.offsets import Offset
-from asgibus.layers.streams.page import StreamState
+from asgibus.layers.streams.page import Broadcast, StreamState
+from asgibus.layers.streams.redelivery import redelivery
 from asgibus.layers.streams.store import CANCELLED, FENCED, RENEW_SECONDS, Batch, StreamStore, WriterIdentity
 
 logger = logging.getLogger("asgibus.layers")
@@ -27,11 +28,6 @@ UNWRITTEN_BYTES: Final = 256 * 1024  # of entries that wait for the store: furth
 TAIL_BYTES: Final = 32 * 1024  # of the last batches, which are stored again if the store loses its data
 RETRY_SECONDS = 0.5  # until a write is tried again for which the store was away
 GRACE_SECONDS = 30.0  # for a message to be delivered again after its worker has died
-
-no_redelivery: Final[Callable[[], float]] = lambda: 0.0  # noqa: E731 # the default of a variable, without a name of its own
-redelivery: ContextVar[Callable[[], float]] = ContextVar("asgibus_redelivery", default=no_redelivery)
-"""Returns within how many seconds the message that is being handled is delivered again if its handler fails; 0 if it is
-not. A worker of background messages sets it."""
 
 
 class StreamWriter:
@@ -147,7 +143,7 @@ class StreamWriter:
         self._loop = asyncio.get_running_loop()
         identity = self._identity
         identity.channel = await self._store.new_channel()
-        identity.grace = redelivery.get()()
+        identity.grace = redelivery.get().seconds()
         page = await self._store.begin(self._name, identity, restart=self._restart)
         self._stored = page.last.number
         self._batcher = Batcher(self._stored)
@@ -190,11 +186,13 @@ class StreamWriter:
         if error is None:
             state, text, grace = StreamState.ENDED, "", 0.0
         else:
-            state, text, grace = StreamState.FAILED, type(error).__name__, redelivery.get()()
+            state, text, grace = StreamState.FAILED, type(error).__name__, redelivery.get().seconds()
             if isinstance(error, asyncio.CancelledError):
                 text = "the writer was stopped"
-        await self._store.finish(self._name, identity, last, state, text, grace=grace)
+        await self._store.finish(self._name, identity, last, state, text, grace=grace, tail=list(self._tail))
         await self._stop()
+        if grace:
+            redelivery.get().add(partial(self._fail, text))
         try:
             if grace:
                 await self._broadcaster.send(left=grace)
@@ -202,6 +200,12 @@ class StreamWriter:
                 await self._broadcaster.send(state, text)
         except LayerUnavailable as problem:  # they look again when they have heard nothing for a minute
             logger.warning("stream %r: its followers were not told of its end: %s", self._name, problem)
+
+    async def _fail(self, text: str) -> None:
+        """Fail the stream, which was left open for the next delivery of a message: there will be none."""
+        last = self._batcher.last
+        await self._store.finish(self._name, self._identity, last, StreamState.FAILED, text, tail=list(self._tail))
+        await self._store.tell(Broadcast(self._name, self._identity.epoch, last + 1, [], StreamState.FAILED, text))
 
     async def _stop(self) -> None:
         for task in self._tasks:

@@ -33,6 +33,7 @@ if ARGV[13] and tonumber(stream.last) < last then -- the batch is stored already
     while true do
       local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
       local ends = tonumber(string.match(oldest[1], '%-(%d+)$'))
+      if ends == last then bytes = #ARGV[13] end -- whatever has become of the others
       if ends == last or (ends >= first and bytes <= limit) then break end
       redis.call('XDEL', KEYS[2], oldest[1])
       bytes = bytes - #oldest[2][2]

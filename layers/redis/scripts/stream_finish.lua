@@ -13,15 +13,21 @@
 -- ARGV[7]  why it has failed
 -- ARGV[8]  for how long it stays open, as it is likely to be begun again, in ms; then it fails
 -- ARGV[9]  content type of the stream
+-- ARGV[10] 1 unless the writer has some of the entries, to store them again
 -- Returns  0, or why the writer may not write as in stream_written.lua
 
 -- include now.lua
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 -- include stream_state.lua
 -- include stream_written.lua
-if stream.epoch == ARGV[2] and stream.ended == ARGV[1] then return 0 end -- this was written again
-local refused = refusal(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), true, ARGV[9])
-if refused > 0 then return refused end
+if stream.epoch == ARGV[2] and stream.ended == ARGV[1] then -- this was written again, or ends what was left open
+  if not is_open() or ARGV[8] ~= '0' then return 0 end
+else
+  local refused = refusal(
+    ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[10] == '1', ARGV[9]
+  )
+  if refused > 0 then return refused end
+end
 stream.writer, stream.ended, stream.error, stream.kept = '', ARGV[1], ARGV[7], ARGV[5]
 stream.fails = text(now + ARGV[8])
 if ARGV[8] == '0' then stream.state = ARGV[6] end

@@ -23,7 +23,7 @@ if not is_open() then
   }
 end
 local known = redis.call('HGET', KEYS[3], ARGV[1])
-if known then return {0, stream.epoch, known} end
+if known and tonumber(known) >= tonumber(stream.first) then return {0, stream.epoch, known} end
 local first, last, bytes = tonumber(stream.first), tonumber(stream.last) + 1, stream.bytes + #ARGV[5]
 redis.call('XADD', KEYS[2], stream.epoch .. '-' .. text(last), 'b', ARGV[5], 'i', ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], text(last))
@@ -31,6 +31,7 @@ first = math.max(first, last - ARGV[3] + 1)
 while true do
   local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
   local number = tonumber(string.match(oldest[1], '%-(%d+)$'))
+  if number == last then bytes = #ARGV[5] end -- whatever has become of the others
   if number == last or (number >= first and bytes <= tonumber(ARGV[4])) then break end
   redis.call('XDEL', KEYS[2], oldest[1])
   redis.call('HDEL', KEYS[3], oldest[2][4])

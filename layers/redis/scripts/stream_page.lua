@@ -17,7 +17,9 @@ local epoch, first, last = tonumber(stream.epoch), tonumber(stream.first), tonum
 local state, left = stream.state, 0
 if is_open() then left = stream.fails - now elseif state == 'open' then state = 'failed' end
 local of, after = tonumber(ARGV[1]), tonumber(ARGV[2])
-local reset = (of > 0 and of ~= epoch) or after < first - 1
+-- A store that has lost entries gets them again from their writer. Without one, other entries get their numbers.
+local lost = after > last and stream.writer == '' and is_open()
+local reset = (of > 0 and of ~= epoch) or after < first - 1 or lost
 if reset then after = first - 1 end
 local batches, count, bytes = {}, 0, 0
 local limit = math.min(tonumber(ARGV[3]), last - after)
@@ -30,6 +32,7 @@ while count < limit and bytes < tonumber(ARGV[4]) do
     bytes = bytes + #batch[2][2]
     count = string.match(batch[1], '%-(%d+)$') - after
     from = '(' .. batch[1]
+    if bytes >= tonumber(ARGV[4]) then break end
   end
   if #found < 16 then break end
 end

@@ -35,6 +35,7 @@ from asgibus.layers.streams.store import (
     FENCED,
     FOLLOWS,
     NOT_OPEN,
+    PAGE_BYTES,
     WRITER_GONE,
     WRITER_SECONDS,
     Batch,
@@ -46,7 +47,6 @@ logger = logging.getLogger("asgibus.layers")
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, T]]
 
-PAGE_BYTES = 256 * 1024  # of batches in one reply, and one batch more
 DELETED_MS = 60_000  # for which it is known that a stream was deleted
 WRITING_SECONDS = 3600  # for which the streams of a process are listed; its writers add them again sooner
 REFUSALS = ("", ANOTHER_WRITER, NOT_OPEN, DELETED)  # as in stream_written.lua
@@ -211,27 +211,37 @@ class RedisStreams:
         return cancelled == b"1", refused == LOST
 
     async def finish(
-        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str = "", *, grace: float = 0.0
+        self,
+        name: str,
+        writer: WriterIdentity,
+        last: int,
+        state: StreamState,
+        error: str = "",
+        *,
+        grace: float = 0.0,
+        tail: Sequence[Batch] = (),
     ) -> None:
-        await self._layer.run(lambda: self._finish(name, writer, last, state, error, grace))
+        await self._layer.run(lambda: self._finish(name, writer, last, state, error, grace, tail))
 
     async def _finish(
-        self, name: str, writer: WriterIdentity, last: int, state: StreamState, error: str, grace: float
+        self,
+        name: str,
+        writer: WriterIdentity,
+        last: int,
+        state: StreamState,
+        error: str,
+        grace: float,
+        tail: Sequence[Batch],
     ) -> None:
+        times = _ms(writer.limits.kept), _ms(grace)
         identity = writer.channel, writer.epoch, writer.term
+        ends = last, times[0], state, error, times[1], writer.content_type
         store = await self._stores.client_of(name, self._layer.send_until())
-        refused = await self._call(
-            store,
-            scripts.STREAM_FINISH,
-            name,
-            *identity,
-            last,
-            _ms(writer.limits.kept),
-            state,
-            error,
-            _ms(grace),
-            writer.content_type,
-        )
+        refused = await self._call(store, scripts.STREAM_FINISH, name, *identity, *ends, int(not tail))
+        if refused == LOST:
+            for each in tail:
+                await self._append_one(store, name, writer, each.first - 1, each, can_lose=True)
+            refused = await self._call(store, scripts.STREAM_FINISH, name, *identity, *ends, 1)
         if refused:
             raise WriterFenced(name, REFUSALS[refused])
 

@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from asgibus.layers import RedisChannelLayer
-from asgibus.layers.errors import StreamError, WriterFenced
-from asgibus.layers.streams import Page, StreamState
-from asgibus.layers.streams.writer import redelivery
+from asgibus.layers.codec import pack
+from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
+from asgibus.layers.streams import Page, StreamLimits, StreamState
+from asgibus.layers.streams.redelivery import Redelivery, redelivery
 from support.bus import Recorder, until
 from support.deadline import in_time
 
@@ -71,7 +72,7 @@ async def test_a_death_that_a_supervisor_reports_ends_streams_at_once(
 async def test_the_stream_of_a_dead_job_stays_open_for_the_next_one(
     layer: RedisChannelLayer, other: RedisChannelLayer
 ) -> None:
-    redelivery.set(lambda: 30.0)
+    redelivery.set(Redelivery(lambda: 30.0))
     stream = other.stream("a")
     async with layer.bus("worker", Recorder()) as bus, other.bus("interface", Recorder()):
         with pytest.raises(WriterFenced):
@@ -120,6 +121,85 @@ async def test_writers_begin_again_at_once_when_redis_has_lost_its_data(
         await out.append(3)
     page = await stream.page()
     assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [0, 1, 2, 3])
+
+
+async def test_a_stream_that_is_lost_before_its_end_is_stored_again(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        await out.append(1)
+        await out.flush()
+        admin.flushall()
+    page = await stream.page()
+    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [1])
+
+
+async def test_a_stream_waits_no_longer_for_a_message_that_was_handled(layer: RedisChannelLayer) -> None:
+    stream, message = layer.stream("a"), Redelivery(lambda: 30.0)
+    redelivery.set(message)
+    for begins in (False, True):
+        with suppress(ArithmeticError):
+            async with stream.writer():
+                raise ArithmeticError
+        assert (await stream.info()).state is StreamState.OPEN
+        if not begins:
+            await message.fail()
+            assert ((await stream.info()).state, (await stream.info()).error) == (StreamState.FAILED, "ArithmeticError")
+    async with stream.writer(restart=True):
+        await message.fail()
+        assert (await stream.info()).state is StreamState.OPEN
+    assert (await stream.info()).state is StreamState.ENDED
+
+
+async def test_limits_hold_when_redis_has_evicted_batches(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    limits = StreamLimits(bytes=5000)
+    async with layer.stream("a", limits).writer() as out:
+        for number in range(12):
+            if number == 5:
+                admin.delete(BATCHES)
+            await out.append([number, b"x" * 900])
+            await out.flush()
+    page = await layer.stream("a").page()
+    assert [item[0] for item in items(page)] == [7, 8, 9, 10, 11]
+    assert page.bytes <= 5000
+
+
+async def test_kept_messages_that_redis_has_evicted_count_no_more(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    past, limits = layer.stream("group:room"), StreamLimits(100, 5000, 60.0)
+    for number in range(12):
+        if number == 5:
+            admin.delete("asgibus:stream:group:room")
+        await layer._streams.keep(past.name, pack([{"n": number, "x": b"x" * 900}]), limits, f"id.{number}")
+    page = await past.page()
+    assert [item["n"] for item in items(page)] == [7, 8, 9, 10, 11]
+    assert page.bytes <= 5000
+
+
+async def test_members_learn_that_redis_has_lost_the_last_kept_messages(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    past = layer.stream("group:room")
+    for text in "ab":
+        await layer.group_send("room", {"type": "x", "text": text}, keep=10)
+    copies = {key: admin.dump(key) for key in admin.keys("asgibus:stream*")}
+    for text in "cd":
+        await layer.group_send("room", {"type": "x", "text": text}, keep=10)
+    known = (await past.page()).last
+    reader = asyncio.create_task(anext(past.read(known)))
+    await until(lambda: layer.gauges()["stream readers"] == 1)
+    for key, copy in copies.items():
+        admin.restore(key, 60_000, copy, replace=True)
+    await layer.group_send("room", {"type": "x", "text": "e"}, keep=10)
+    page = await past.page(known)
+    assert page.reset, "a later message would get the number of a lost one"
+    assert [item["text"] for item in items(page)] == ["a", "b", "e"]
+    with pytest.raises(StreamReset):
+        await asyncio.wait_for(reader, 5)
 
 
 async def test_what_a_writer_has_no_more_is_said_to_be_lost(

@@ -2,19 +2,21 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
 
 from asgibus.layers import InMemoryChannelLayer, LayerUnavailable
-from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
+from asgibus.layers.codec import MESSAGE_BYTES
+from asgibus.layers.errors import MessageTooLarge, StreamError, StreamReset, WriterFenced
 from asgibus.layers.streams import ABSENT_SECONDS, Page, Stream, StreamLimits, StreamState
 from asgibus.layers.streams import broadcaster as broadcaster_module
 from asgibus.layers.streams import stream as stream_module
 from asgibus.layers.streams import writer as writer_module
+from asgibus.layers.streams.redelivery import Redelivery, redelivery
 from asgibus.layers.streams.store import WRITER_SECONDS
-from asgibus.layers.streams.writer import redelivery
 from support.bus import until
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +77,7 @@ async def test_an_interrupted_stream_waits_for_its_next_writer(layer: InMemoryCh
     stream = layer.stream("a")
 
     async def fail() -> None:
-        redelivery.set(lambda: 30.0)
+        redelivery.set(Redelivery(lambda: 30.0))
         async with stream.writer() as out:
             await out.append(1)
             raise ArithmeticError
@@ -96,6 +98,51 @@ async def test_an_interrupted_stream_waits_for_its_next_writer(layer: InMemoryCh
     clock.now += 30
     page = await stream.page()
     assert (page.state, page.error) == (StreamState.FAILED, "ArithmeticError")
+
+
+async def test_a_stream_waits_no_longer_for_a_message_that_was_handled(layer: InMemoryChannelLayer) -> None:
+    stream, message = layer.stream("a"), Redelivery(lambda: 30.0)
+    reader = asyncio.create_task(anext(stream.read()))
+
+    async def catch() -> None:
+        redelivery.set(message)
+        with suppress(ArithmeticError):
+            async with stream.writer():
+                raise ArithmeticError
+
+    await asyncio.create_task(catch())
+    assert (await stream.info()).state is StreamState.OPEN
+    await message.fail()
+    assert ((await stream.info()).state, (await stream.info()).error) == (StreamState.FAILED, "ArithmeticError")
+    with pytest.raises(StreamError, match="ArithmeticError"):
+        await asyncio.wait_for(reader, 5)
+    await asyncio.create_task(catch())
+    async with stream.writer(restart=True) as out:
+        await message.fail()
+        await out.append(1)
+    assert (await stream.info()).state is StreamState.ENDED
+
+
+async def test_a_stream_that_is_lost_before_its_end_is_stored_again(layer: InMemoryChannelLayer) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        await out.append(1)
+        await out.flush()
+        await layer.flush()
+    page = await stream.page()
+    assert (page.state, page.reset, items(page)) == (StreamState.ENDED, False, [1])
+
+
+async def test_a_page_of_large_entries_is_bounded(layer: InMemoryChannelLayer) -> None:
+    stream = layer.stream("a")
+    async with stream.writer() as out:
+        for number in range(20):
+            await out.append([number, b"x" * 60_000])
+    page = await stream.page()
+    assert 4 <= len(page.items) <= 6
+    assert (page.caught_up, page.over) == (False, False)
+    read = [item[0] async for _, item in stream.read()]
+    assert read == list(range(20))
 
 
 @pytest.mark.parametrize("call", ["begin", "finish"])
@@ -277,15 +324,14 @@ async def test_names_of_streams_are_checked(layer: InMemoryChannelLayer) -> None
             layer.stream(name)  # type: ignore[arg-type]
 
 
-async def test_a_reader_stays_for_longer_than_channels_stay_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_stays_for_longer_than_channels_stay_in_groups() -> None:
     layer = InMemoryChannelLayer(group_expiry=0.2)
     stream = layer.stream("a")
-    read: list[float] = []
-    clock = asyncio.get_running_loop().time
+    read: list[int] = []
 
     async def collect() -> None:
-        async for _ in stream.read():
-            read.append(clock())
+        async for _, number in stream.read():
+            read.append(number)
 
     async with stream.writer() as out:
         reader = asyncio.create_task(collect())
@@ -320,3 +366,20 @@ async def test_a_reader_that_is_cancelled_while_it_joins_leaves_nothing_behind(
         group.cancel_scope.cancel()
     assert layer.gauges()["stream readers"] == 0
     assert not layer._groups
+
+
+@pytest.mark.parametrize("odd", [7, b"x", "", "x" * 201, "\ud800", None])
+async def test_an_id_of_a_message_is_a_text(layer: InMemoryChannelLayer, odd: Any) -> None:
+    sending = layer.group_send("room", {"type": "x"}, keep=3, id=odd)
+    if odd is None:
+        assert await sending
+        return
+    with pytest.raises(ValueError, match="the id of a message is a text of 1 to 200 characters"):
+        await sending
+
+
+async def test_a_message_that_is_too_large_to_be_told_is_not_kept(layer: InMemoryChannelLayer) -> None:
+    message = {"type": "websocket.send", "text": "<?>" + "x" * (MESSAGE_BYTES - 100)}
+    with pytest.raises(MessageTooLarge):
+        await layer.group_send("room", message, keep=3, placeholder="<?>")
+    assert (await layer.stream("group:room").page()).state is StreamState.ABSENT
