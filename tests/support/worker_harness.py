@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio
 
-from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer
+import asgibus
+from asgibus.layers import Bus, ChannelLayer, InMemoryChannelLayer, LayerUnavailable
 from asgibus.layers.contract import Frame
 from asgibus.layers.frames import ACK, EVENT, EVENT_OFFSET
 from asgibus.protocol import events
@@ -154,6 +155,30 @@ async def accept(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] == "websocket"
     assert (await receive())["type"] == "websocket.connect"
     await send({"type": "websocket.accept"})
+
+
+class Calls:
+    """An app that accepts the client of a WebSocket, and calls methods of its connection, one after another."""
+
+    def __init__(self, *calls: Callable[[asgibus.Connection], Awaitable[Any]]) -> None:
+        self.calls = calls
+        self.outcome: list[Any] = []
+        """The result of each call, or the exception that it has raised."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await accept(scope, receive, send)
+        for call in self.calls:
+            try:
+                self.outcome.append(await call(asgibus.connection(scope)))
+            except (TypeError, ValueError, RuntimeError, LayerUnavailable) as error:
+                self.outcome.append(error)
+        self.outcome.append("done")
+        await receive()
+
+    async def outcomes(self) -> list[Any]:
+        """Return the outcomes, once the last call has ended."""
+        await until(lambda: self.outcome[-1:] == ["done"], what="the end of the calls")
+        return self.outcome[:-1]
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:

@@ -12,7 +12,7 @@ from asgibus.layers.presence import user_group
 from asgibus.protocol import events
 from asgibus.protocol.connect_request import PRESENCE, USER
 from support.bus import until
-from support.worker_harness import accept, running
+from support.worker_harness import Calls, running
 
 pytestmark = pytest.mark.anyio
 
@@ -20,27 +20,8 @@ OFFERED = {"asgibus": {PRESENCE: True}}
 TEXT = {"type": "websocket.send", "text": "{user}"}
 
 
-class Calls:
-    """An app that accepts, and calls methods of its connection."""
-
-    def __init__(self, *calls: Any) -> None:
-        self.calls = calls
-        self.outcome: list[Any] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await accept(scope, receive, send)
-        connection = asgibus.connection(scope)
-        for call in self.calls:
-            try:
-                self.outcome.append((await call(connection), connection.user))
-            except (TypeError, ValueError, RuntimeError, LayerUnavailable) as error:
-                self.outcome.append(error)
-        self.outcome.append("done")
-        await receive()
-
-    async def outcomes(self) -> list[Any]:
-        await until(lambda: self.outcome[-1:] == ["done"], what="the end of the calls")
-        return self.outcome[:-1]
+async def user_of(connection: asgibus.Connection) -> str | None:
+    return connection.user
 
 
 async def test_a_call_waits_for_the_interface_server() -> None:
@@ -49,6 +30,7 @@ async def test_a_call_waits_for_the_interface_server() -> None:
         lambda connection: connection.group_add("room", present=True, join=TEXT),
         lambda connection: connection.set_will("room", TEXT),
         lambda connection: connection.clear_will(),
+        user_of,
     )
     names = [user_group("ann"), "room", events.WILL_SET, events.WILL_SET]
     async with running(app) as interface:
@@ -57,10 +39,11 @@ async def test_a_call_waits_for_the_interface_server() -> None:
             await until(lambda at=index: len(interface.events(number)) == at + 2, what="the next call")
             assert len(app.outcome) == index
             interface.post((EVENT, number, 1, index, 0, events.GROUP_DONE, error, name))
-        first, second, *wills = await app.outcomes()
-    assert first == (None, "ann")
+        first, second, *wills, user = await app.outcomes()
+    assert first is None
     assert isinstance(second, LayerUnavailable)
-    assert wills == [(None, "ann")] * 2
+    assert wills == [None] * 2
+    assert user == "ann"
     identify, present, will, no_will = interface.events(number)[1:5]
     assert (identify[:2], unpack(identify[2])) == ((events.IDENTIFY, "ann"), {"name": ("é",)})
     assert present == (events.PRESENT, "room", pack(TEXT), b"")
@@ -105,15 +88,16 @@ async def test_a_further_run_knows_the_user() -> None:
     app = Calls(
         lambda connection: connection.identify("bob"),
         lambda connection: connection.group_add("room", present=True, join={"type": "websocket.close"}),
+        user_of,
     )
     async with running(app) as interface:
         number = await interface.accepted(extensions={"asgibus": {PRESENCE: True, USER: "ann"}})
         await interface.last(number, events.PRESENT)
         interface.post((EVENT, number, 1, 0, 0, events.GROUP_DONE, None, "room"))
-        refused, shown = await app.outcomes()
+        refused, shown, user = await app.outcomes()
     assert isinstance(refused, RuntimeError)
     assert "'ann'" in str(refused)
-    assert shown == (None, "ann")
+    assert (shown, user) == (None, "ann")
 
 
 @pytest.mark.parametrize("extensions", [{}, {"asgibus": {}}, {"asgibus": {"streams": True, "user": 1}}, {"asgibus": 1}])

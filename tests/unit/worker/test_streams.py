@@ -15,7 +15,7 @@ from asgibus.protocol.connect_request import EVENT_STREAMS, STREAMS
 from asgibus.worker import stream_response as module
 from asgibus.worker.local_layer import local_layer
 from support.bus import until
-from support.worker_harness import Interface, accept, running
+from support.worker_harness import Calls, Interface, accept, running
 
 pytestmark = pytest.mark.anyio
 
@@ -25,31 +25,9 @@ OFFERED = {"asgibus": {EVENT_STREAMS: True, STREAMS: True}}
 # WebSockets.
 
 
-class Follows:
-    """An app that accepts, and does something with its connection."""
-
-    def __init__(self, *calls: Any) -> None:
-        self.calls = calls
-        self.outcome: list[Any] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await accept(scope, receive, send)
-        for call in self.calls:
-            try:
-                self.outcome.append(await call(asgibus.connection(scope)))
-            except (TypeError, ValueError, RuntimeError, LayerUnavailable) as error:
-                self.outcome.append(error)
-        self.outcome.append("done")
-        await receive()
-
-    async def outcomes(self) -> list[Any]:
-        await until(lambda: self.outcome[-1:] == ["done"], what="the end of the calls")
-        return self.outcome[:-1]
-
-
 async def test_a_call_waits_until_the_interface_server_follows() -> None:
     template = {"entry": {"type": "websocket.send", "text": "{text}"}, "end": None}
-    app = Follows(
+    app = Calls(
         lambda connection: connection.follow("answer", "1764541234567-42", template),
         lambda connection: connection.follow("answer", template="raw"),
         lambda connection: connection.unfollow("answer"),
@@ -74,7 +52,7 @@ async def test_a_call_waits_until_the_interface_server_follows() -> None:
 
 
 async def test_what_cannot_be_followed_raises_at_once() -> None:
-    app = Follows(
+    app = Calls(
         lambda connection: connection.follow("no stream"),
         lambda connection: connection.follow("answer", after="42"),
         lambda connection: connection.follow("answer", template="html"),
@@ -92,7 +70,7 @@ async def test_what_cannot_be_followed_raises_at_once() -> None:
 
 
 async def test_an_interface_server_of_the_last_release_follows_nothing() -> None:
-    app = Follows(
+    app = Calls(
         lambda connection: connection.follow("answer"),
         lambda connection: connection.unfollow("answer"),
     )
@@ -138,7 +116,7 @@ async def test_a_request_is_answered_with_a_stream_instead() -> None:
 
 
 async def test_a_connection_has_the_streams_of_its_layer() -> None:
-    app = Follows(lambda connection: asyncio.sleep(0, connection.stream("answer")))
+    app = Calls(lambda connection: asyncio.sleep(0, connection.stream("answer")))
     async with running(app) as interface:
         await interface.accepted()
         [stream] = await app.outcomes()
@@ -296,7 +274,7 @@ async def test_another_server_reads_in_the_process() -> None:
 
 
 async def test_a_client_that_names_the_stream_gets_no_messages_of_groups() -> None:
-    app = Follows(
+    app = Calls(
         lambda connection: connection.follow("group:room"), lambda connection: connection.unfollow("group:room")
     )
     async with running(app) as interface:
