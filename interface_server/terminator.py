@@ -198,7 +198,7 @@ class BusConnections(Protocol):
         *,
         window: int | None = None,
     ) -> BusConnection:
-        """Offer a connection to the workers.
+        """Offer a connection to the workers, which is open from the start.
 
         Args:
             kind: The scope type.
@@ -206,6 +206,9 @@ class BusConnections(Protocol):
             terminator: The terminator of the connection.
             events: The client's first events.
             window: How many bytes may be unacknowledged in each direction; by default `--window`.
+
+        Raises:
+            TypeError: The scope holds a value that a message cannot hold.
         """
 
 

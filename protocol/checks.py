@@ -65,6 +65,18 @@ def _one_of(*types: type) -> Validate:
     return validate
 
 
+def _valid(require: Callable[[Any], object]) -> Validate:
+    """Return a check that `require` raises no error for a field."""
+
+    def validate(field: Any) -> None:
+        try:
+            require(field)
+        except (TypeError, ValueError) as error:
+            raise BadFrame(str(error)) from None
+
+    return validate
+
+
 def _headers(headers: Any) -> None:
     """Check that headers are lines and nothing else, because they are written to the client unchanged."""
     if type(headers) is not bytes:
@@ -101,20 +113,6 @@ def _received_code(code: Any) -> None:
         raise BadFrame(f"{code!r:.20} is not a close code")
 
 
-def _group(group: Any) -> None:
-    try:
-        require_group(group)
-    except TypeError as error:
-        raise BadFrame(str(error)) from None
-
-
-def _stream(stream: Any) -> None:
-    try:
-        require_stream(stream)
-    except TypeError as error:
-        raise BadFrame(str(error)) from None
-
-
 def _offset(offset: Any) -> None:
     if type(offset) is not str:
         raise BadFrame(f"an offset is a {type(offset).__name__}")
@@ -130,13 +128,6 @@ def _template(template: Any) -> None:
     try:
         read_template(template)
     except ValueError as error:
-        raise BadFrame(str(error)) from None
-
-
-def _user(user: Any) -> None:
-    try:
-        require_user(user)
-    except (TypeError, ValueError) as error:
         raise BadFrame(str(error)) from None
 
 
@@ -181,6 +172,7 @@ def _packed_fields(packed: Any) -> None:
 
 
 _is_bool, _is_str = _one_of(bool), _one_of(str)
+_group, _stream, _user = _valid(require_group), _valid(require_stream), _valid(require_user)
 
 
 # Events.

@@ -155,18 +155,7 @@ class ConnectionRegistry(Handler):
         *,
         window: int | None = None,
     ) -> Connection:
-        """Offer a connection of a protocol other than HTTP and WebSocket, which is open from the start.
-
-        Args:
-            kind: The type of the scope.
-            scope: The scope that the app gets, without `type` and `asgi`.
-            terminator: The protocol side of the connection.
-            events: The client's first events.
-            window: The bytes that may be unacknowledged in each direction; by default the option `--window`.
-
-        Raises:
-            TypeError: The scope holds a value that a message cannot hold.
-        """
+        """See `BusConnections`."""
         pack(scope)  # for the TypeError: an offer is packed without this check
         connection = self._add(kind, window or self._settings.window, terminator, events)
         connection.request = ConnectRequest(

@@ -83,6 +83,12 @@ def ignore_reply(reply: object) -> None:
     """Ignore the reply to a command, also an error: nothing depends on it, or it is repaired later."""
 
 
+def log_refusal(reply: object) -> None:
+    """Log the reply to a command if it is an error, and ignore any other."""
+    if isinstance(reply, RedisError):
+        logger.error("Redis refused a command: %s", reply)
+
+
 class RedisConnection(asyncio.Protocol):
     """A connection to Redis. `lost` is done when it has ended; callbacks that wait for replies are dropped then."""
 

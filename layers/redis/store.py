@@ -378,9 +378,10 @@ class Shards(Sequence[Shard]):
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = list(shards)
-        self.shard_for = self._of if len(self._shards) > 1 else self._only
+        self.shard_for: Callable[[str], Shard] = (
+            lru_cache(NAMES)(self._rendezvous) if len(self._shards) > 1 else self._only
+        )
         """Return the store of a channel, a mailbox or a group, by its name."""
-        self._find = lru_cache(NAMES)(self._rendezvous)
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -434,9 +435,6 @@ class Shards(Sequence[Shard]):
 
     def _only(self, name: str) -> Shard:
         return self._shards[0]
-
-    def _of(self, name: str) -> Shard:
-        return self._find(name)
 
     def _rendezvous(self, name: str) -> Shard:
         encoded = name.encode()

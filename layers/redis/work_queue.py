@@ -34,6 +34,7 @@ from asgibus.layers.redis.client import (
     RedisConnection,
     RedisError,
     ignore_reply,
+    log_refusal,
     pack_command,
     pack_command_once,
     pack_command_with,
@@ -338,7 +339,7 @@ class Producer:
     def _delete(self, state: _Entry) -> None:
         """Delete an entry unless a process has claimed it, which still has to acknowledge it."""
         if state.id:
-            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id, state.payload), _log_error)
+            self._pipeline.write(("EVAL", scripts.WITHDRAW, 1, state.key, state.id, state.payload), log_refusal)
 
 
 class Consumer:
@@ -730,8 +731,3 @@ def _owner(consumer: str) -> str:
 
 def _keep_unreadable(key: str, entry_id: bytes, why: str) -> None:
     """Leave an entry that cannot be read where it is."""
-
-
-def _log_error(reply: Any) -> None:
-    if isinstance(reply, RedisError):
-        logger.error("Redis refused a command: %s", reply)

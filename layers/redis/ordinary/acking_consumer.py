@@ -13,7 +13,7 @@ from asgibus.layers.contract import Delivery
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.leases import Beat
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.client import RedisError
+from asgibus.layers.redis.client import log_refusal
 from asgibus.layers.redis.codec import EntryCodec, Unreadable
 from asgibus.layers.redis.keys import Keys
 from asgibus.layers.redis.ordinary.reader import ChannelReader, Entry, parse_item
@@ -165,7 +165,7 @@ class AckingConsumer:
 
     def _forget(self, channel: str, entry_id: str) -> None:
         store = self._stores[channel]
-        store.pipeline.write(("HDEL", store.keys.taken(channel), entry_id), _log_error)
+        store.pipeline.write(("HDEL", store.keys.taken(channel), entry_id), log_refusal)
 
     def _put_back(self, channel: str, ids: list[str], delay: float, *, tried: bool = True) -> None:
         store = self._stores[channel]
@@ -174,7 +174,7 @@ class AckingConsumer:
         for start in range(0, len(ids), GIVE_BACK_AT_ONCE):
             some = ids[start : start + GIVE_BACK_AT_ONCE]
             times = self._expiry, round(delay * 1000)
-            store.pipeline.write(("EVAL", scripts.CHANNEL_GIVE_BACK, 3, *names, *times, int(tried), *some), _log_error)
+            store.pipeline.write(("EVAL", scripts.CHANNEL_GIVE_BACK, 3, *names, *times, int(tried), *some), log_refusal)
 
     def _read(self, channel: str, entries: Collection[Entry], *, once: bool) -> tuple[list[Delivery], float | None]:
         """Unpack what was taken.
@@ -231,8 +231,3 @@ def _parse_taken(entry_id: str, value: bytes) -> Entry:
 def _soon() -> float:
     """Return when a call gives up for a process that ends, or one with others to look after."""
     return asyncio.get_running_loop().time() + RETRY_SECONDS
-
-
-def _log_error(reply: object) -> None:
-    if isinstance(reply, RedisError):
-        logger.error("Redis refused a command: %s", reply)
