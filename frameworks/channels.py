@@ -1,13 +1,15 @@
 """Consumers of Channels that a hand-over does not end: `HandOverMixin`.
 
-class Chat(HandOverMixin, AsyncWebsocketConsumer):
-async def connect(self):
-await self.accept()
-if not self.resumed:
-…  # welcome the client
+    class Chat(HandOverMixin, AsyncWebsocketConsumer):
+        async def connect(self):
+            await self.accept()
+            if not self.resumed:
+                ...  # welcome the client
 
-async def disconnect(self, code):
-…  # the client is gone: this is not called when another worker takes the socket over
+        async def disconnect(self, code):
+            ...  # the client is gone: this is not called when another worker takes the socket over
+
+A consumer with the mixin runs on any server.
 """
 
 from __future__ import annotations

@@ -23,10 +23,13 @@ import anyio
 
 from asgibus.layers import ChannelLayer
 from asgibus.layers.contract import Message
+from asgibus.layers.errors import StreamReset
 from asgibus.layers.presence import CLOSE_TYPE, Announcements, Present, pack_info, require_user, user_group
-from asgibus.layers.streams import Stream
+from asgibus.layers.streams import BEGINNING, Stream, parse_offset
+from asgibus.layers.streams.past import KEPT, group_past, place_offset
 from asgibus.protocol.events import EXCLUDE
-from asgibus.protocol.stream_frames import Template
+from asgibus.protocol.followers import Delivery
+from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, read_template
 from asgibus.worker.connection import Connection, connection
 from asgibus.worker.local_layer import local_layer
 from asgibus.worker.stream_response import sse_template, stream_response
@@ -47,6 +50,7 @@ __all__ = ["Bus", "GroupSocket", "StreamResponse"]
 
 MOST_TOLD = 200  # users of a group on another server, above which it is not told who joins and leaves
 LEAVE_SECONDS = 1.0  # for a group to be left by a handler that is cancelled
+_GONE: Final = (WebSocketDisconnect, OSError, RuntimeError)  # the handler learns of the end by itself
 
 
 def _connection(conn: HTTPConnection) -> Connection | None:
@@ -71,27 +75,64 @@ class Bus:
         found = _connection(conn)
         return cls(local_layer() if found is None else found.layer)
 
-    async def send(self, group: str, data: str | bytes, *, exclude: GroupSocket | None = None) -> None:
+    async def send(
+        self,
+        group: str,
+        data: str | bytes,
+        *,
+        exclude: GroupSocket | None = None,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
         """Send a message to the WebSockets of a group.
 
         Args:
             group: 1 to 100 ASCII letters, digits, `.`, `-` and `_`.
             data: The message, as text or bytes.
             exclude: A member that does not get the message, such as its sender.
+            keep: How many messages of the group are kept for clients that join with `after`; by default this one is
+                not.
+            id: An id of 1 to 200 characters: while a message with this id is kept, another one is not sent.
+            placeholder: A text that occurs in `data`. It is replaced by the offset of the message where it occurs
+                first, so that clients learn the offset.
+
+        Returns:
+            True if it was sent, and False if a message with that id was kept.
 
         Raises:
             TypeError: The name of the group is not valid.
+            ValueError: `keep`, `id` or `placeholder` is not valid, or `exclude` is given for a message that is kept.
             MessageTooLarge: The message is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
         event: Message = {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
-        if exclude is not None and exclude.member is not None:
-            event[EXCLUDE] = exclude.member
-        await self.layer.group_send(group, event)
+        if exclude is not None:
+            if keep is not None:
+                raise ValueError("a message that is kept goes to all members: exclude is for others")
+            if exclude.member is not None:
+                event[EXCLUDE] = exclude.member
+        if keep is None and id is None and placeholder is None:  # the layer may be one of another package
+            await self.layer.group_send(group, event)
+            return True
+        return await self.layer.group_send(group, event, keep=keep, id=id, placeholder=placeholder)
 
-    async def send_json(self, group: str, data: Any, *, exclude: GroupSocket | None = None) -> None:
-        """Send an object as JSON to the WebSockets of a group. See `send`."""
-        await self.send(group, json.dumps(data, separators=(",", ":"), ensure_ascii=False), exclude=exclude)
+    async def send_json(
+        self,
+        group: str,
+        data: Any,
+        *,
+        exclude: GroupSocket | None = None,
+        keep: int | None = None,
+        id: str | None = None,  # noqa: A002
+        placeholder: str | None = None,
+    ) -> bool:
+        """Send an object as JSON to the WebSockets of a group. See `send`.
+
+        The placeholder is a text in the JSON, such as `<offset>` for `{"offset": "<offset>", "said": text}`.
+        """
+        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+        return await self.send(group, text, exclude=exclude, keep=keep, id=id, placeholder=placeholder)
 
 
 class StreamResponse(Response):
@@ -221,6 +262,8 @@ class GroupSocket(WebSocket):
         present: bool = False,
         join: Message | None = None,
         leave: Message | None = None,
+        after: str | None = None,
+        reset: str | None = None,
         subprotocol: str | None = None,
         headers: Iterable[tuple[bytes, bytes]] | None = None,
     ) -> AsyncIterator[Self]:
@@ -231,25 +274,37 @@ class GroupSocket(WebSocket):
             present: Whether the user of this WebSocket is shown in the groups. Call `identify` before.
             join: The event that tells the groups that a user has joined. See `asgibus.Connection.group_add`.
             leave: The event that tells the groups that a user has left.
+            after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
+                those behind it, and then what comes, without a gap and without a duplicate. See `Bus.send`.
+            reset: The text of a message that the client gets in place of messages behind its offset that are not kept
+                any more. Without `after` it has no effect.
             subprotocol: The subprotocol to accept.
             headers: Headers of the response to the handshake.
 
         Raises:
             TypeError: A name is not valid.
-            ValueError: An event is not valid.
+            ValueError: An event, the offset or `reset` is not valid, or the offset is given for several groups.
             RuntimeError: `identify` was not called before.
             LayerUnavailable: The store could not be reached in time.
         """
+        if len(groups) > 1 and parse_offset(after) != BEGINNING:
+            raise ValueError("an offset is that of one group: join each group in a block of its own")
         if self.application_state is WebSocketState.CONNECTING:
             await self.accept(subprotocol, headers)
         async with AsyncExitStack() as stack:
             for group in groups:
-                await stack.enter_async_context(self._member_of(group, present, join, leave))
+                await stack.enter_async_context(self._member_of(group, present, join, leave, after, reset))
             yield self
 
     @asynccontextmanager
     async def _member_of(
-        self, group: str, present: bool, join: Message | None, leave: Message | None
+        self,
+        group: str,
+        present: bool,
+        join: Message | None,
+        leave: Message | None,
+        after: str | None,
+        reset: str | None,
     ) -> AsyncIterator[None]:
         if self._connection is None:
             if present and self._identity is None:
@@ -257,11 +312,12 @@ class GroupSocket(WebSocket):
             if self._inbox is None:
                 self._inbox = await _LocalInbox.open(self)
             shown = Announcements(join, leave, MOST_TOLD) if present else None
-            async with self._inbox.joined(group, self._identity, shown):
+            past = None if after is None else _LocalPast(self, self._inbox.layer, group, after, reset)
+            async with self._inbox.joined(group, self._identity, shown, past):
                 yield
             return
         try:
-            await self._connection.group_add(group, present=present, join=join, leave=leave)
+            await self._connection.group_add(group, present=present, join=join, leave=leave, after=after, reset=reset)
         except OSError:
             await self._leave_if_handed_over()
             raise
@@ -300,7 +356,7 @@ class _LocalInbox:
 
     def __init__(self, socket: GroupSocket, layer: InMemoryChannelLayer, channel: str) -> None:
         self._socket = socket
-        self._layer = layer
+        self.layer = layer
         self._presence = layer.presence_of(channel)
         self.channel = channel
         self._groups = 0
@@ -313,41 +369,76 @@ class _LocalInbox:
 
     @asynccontextmanager
     async def joined(
-        self, group: str, identity: tuple[str, Any] | None, shown: Announcements | None
+        self, group: str, identity: tuple[str, Any] | None, shown: Announcements | None, past: _LocalPast | None
     ) -> AsyncIterator[None]:
-        await self._layer.group_add(group, self.channel)
-        self._groups += 1
-        if identity is not None and self._groups == 1:
-            self._layer.follow(user_group(identity[0]), self.channel)
-            self._show(user_group(identity[0]), (self.channel, identity[1]))
-        if identity is not None and shown is not None:
-            self._presence.announce(group, shown)
-            self._show(group, identity)
-        if self._task is None:
-            self._task = asyncio.create_task(self._write(), name=f"messages of groups for {self.channel}")
-        try:
-            yield
-        finally:
-            self._groups -= 1
-            if identity is not None:
-                self._presence.hide(group, identity[0])
-            if not self._groups:
-                self._task.cancel()
-                self._task = None
+        async with AsyncExitStack() as stack:
+            if past is None:
+                await self.layer.group_add(group, self.channel)
+            else:  # a channel of its own, to tell the messages of this group from those of others
+                own = await self.layer.new_channel()
+                await self.layer.group_add(group, own)
+                stack.push_async_callback(self.layer.group_discard, group, own)
+                for writing in (past.write(), self._write(own, with_kept=False)):
+                    stack.callback(asyncio.create_task(writing, name=f"messages of {group} for {own}").cancel)
+            self._groups += 1
+            if identity is not None and self._groups == 1:
+                self.layer.follow(user_group(identity[0]), self.channel)
+                self._show(user_group(identity[0]), (self.channel, identity[1]))
+            if identity is not None and shown is not None:
+                self._presence.announce(group, shown)
+                self._show(group, identity)
+            if self._task is None:
+                writing = self._write(self.channel, with_kept=True)
+                self._task = asyncio.create_task(writing, name=f"messages of groups for {self.channel}")
+            try:
+                yield
+            finally:
+                self._groups -= 1
                 if identity is not None:
-                    self._layer.unfollow(user_group(identity[0]), self.channel)
-                    self._presence.hide(user_group(identity[0]), self.channel)
-            await self._layer.group_discard(group, self.channel)
+                    self._presence.hide(group, identity[0])
+                if not self._groups:
+                    self._task.cancel()
+                    self._task = None
+                    if identity is not None:
+                        self.layer.unfollow(user_group(identity[0]), self.channel)
+                        self._presence.hide(user_group(identity[0]), self.channel)
+                await self.layer.group_discard(group, self.channel)
 
     def _show(self, group: str, identity: tuple[str, Any]) -> None:
         present = Present(*identity, time.time(), 1)
         self._presence.show(group, present, join={EXCLUDE: self.channel})
 
-    async def _write(self) -> None:
-        with suppress(WebSocketDisconnect, OSError, RuntimeError):  # the handler learns of the end by itself
+    async def _write(self, channel: str, *, with_kept: bool) -> None:
+        with suppress(*_GONE):
             while True:
-                event = await self._layer.receive(self.channel)
+                event = await self.layer.receive(channel)
                 if event.get("type") == CLOSE_TYPE:
                     await self._socket.close(event["code"], event["reason"])
-                elif event.pop(EXCLUDE, None) != self.channel:
+                elif event.pop(EXCLUDE, None) != self.channel and (event.pop(KEPT, None) is None or with_kept):
                     await self._socket.send(event)
+
+
+class _LocalPast:
+    """The kept messages of a group, for a WebSocket on another server that has joined with an offset."""
+
+    def __init__(
+        self, socket: GroupSocket, layer: InMemoryChannelLayer, group: str, after: str, reset: str | None
+    ) -> None:
+        self._socket = socket
+        self._stream = layer.stream(group_past(group))
+        self._offset = str(parse_offset(after))
+        self._frames = read_template(pack_template({"kind": EVENTS, "reset": reset}))
+
+    async def write(self) -> None:
+        """Write the messages behind the offset, and those that come, to the socket."""
+        with suppress(*_GONE):
+            while True:
+                try:
+                    async for offset, message in self._stream.read(self._offset):
+                        self._offset = offset
+                        await self._socket.send(place_offset(message, parse_offset(offset)))
+                except StreamReset as error:
+                    self._offset = error.resume
+                    reset = Delivery[Any]((), parse_offset(self._offset), (), None, "", parse_offset(self._offset))
+                    for event in self._frames.events(self._stream.name, reset, []):
+                        await self._socket.send_text(event[1])

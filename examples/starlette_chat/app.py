@@ -1,8 +1,10 @@
 """A chat with rooms for Starlette, in which nobody leaves when a worker is replaced.
 
-uvicorn app:app                                          # to develop, one process without Redis
-asgi-interface --layer redis://127.0.0.1:6379            # in production
-asgi-worker --resume app:app --layer redis://127.0.0.1:6379
+    uvicorn app:app                                          # to develop, one process without Redis
+    asgi-interface --layer redis://127.0.0.1:6379            # in production
+    asgi-worker --resume app:app --layer redis://127.0.0.1:6379
+
+The clients of a worker that stops continue in another one.
 """
 
 import re

@@ -21,13 +21,13 @@ from runpy import run_path
 import click
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from asgibus.cli.interface import command as interface_command
 from asgibus.cli.worker import command as worker_command
 from support.deadline import HANG
-from support.processes import Process
+from support.processes import Process, Processes
 from support.raw import RawClient
 from support.websocket import ws
 
@@ -36,6 +36,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(<!-- shows \S+ -->\n)?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"# ([\w/]+\.py)\n")
 COMMANDS = {"asgi-interface": interface_command, "asgi-worker": worker_command}
+UVICORN_READY = r"Uvicorn running on (http://\S+)"
 REDIS = "redis://127.0.0.1:6379"
 
 PROGRAMS = {
@@ -44,9 +45,9 @@ PROGRAMS = {
     "durable-streams.md": ["main.py"],
     "event-streams.md": ["main.py"],
     "frameworks/asgi2.md": ["myproject/main.py"],
-    "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py"],
-    "frameworks/django.md": ["myproject/asgi.py", "myproject/publish.py", "myproject/urls.py", "myproject/views.py"],
-    "frameworks/fastapi.md": ["myproject/main.py"],
+    "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py", "myproject/lobby.py"],
+    "frameworks/django.md": [f"myproject/{name}.py" for name in ("asgi", "publish", "signals", "urls", "views")],
+    "frameworks/fastapi.md": ["lobby.py", "myproject/main.py", "past.py"],
     "frameworks/flask.md": ["myproject/main.py", "myproject/sockets.py"],
     "frameworks/litestar.md": ["myproject/main.py"],
     "frameworks/quart.md": ["myproject/main.py"],
@@ -227,18 +228,31 @@ def test_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
         pass
 
 
-def test_a_room_with_a_past(paste: Paste, start_interface: Start) -> None:
-    server = start_interface("--app-dir", paste("groups.md"), app="chat:app")
-    with ws(server, "/") as ann:
+@pytest.mark.parametrize(
+    ("page", "app", "path", "server"),
+    [
+        ("groups.md", "chat:app", "/", "asgibus"),
+        ("frameworks/fastapi.md", "past:app", "/rooms/tea", "asgibus"),
+        ("frameworks/fastapi.md", "past:app", "/rooms/tea", "uvicorn"),
+    ],
+)
+def test_a_room_with_a_past(page: str, app: str, path: str, server: str, paste: Paste, processes: Processes) -> None:
+    if server == "uvicorn":
+        command = [sys.executable, "-m", "uvicorn", app, "--port", "0", "--app-dir", str(paste(page))]
+        process = processes.start("uvicorn", command, ready=UVICORN_READY)
+        process.url = process.wait_for(UVICORN_READY)[1]
+    else:
+        process = processes.start_interface("--app-dir", paste(page), app=app)
+    with ws(process, path) as ann:
         for text in ("one", "two"):
             ann.send(text)
         said = [json.loads(ann.recv(HANG)) for _ in range(2)]
         assert [each["said"] for each in said] == ["one", "two"]
-        with ws(server, f"/?after={said[0]['offset']}") as bob:
+        with ws(process, f"{path}?after={said[0]['offset']}") as bob:
             assert json.loads(bob.recv(HANG)) == said[1]
             ann.send("three")
             assert [json.loads(client.recv(HANG))["said"] for client in (ann, bob)] == ["three", "three"]
-    with ws(server, "/?after=1764541234567-1") as late:
+    with ws(process, f"{path}?after=1764541234567-1") as late:
         assert json.loads(late.recv(HANG)) == {"missing": True}
         assert [json.loads(late.recv(HANG))["said"] for _ in range(3)] == ["one", "two", "three"]
 
@@ -252,14 +266,73 @@ def test_a_group(paste: Paste, start_interface: Start) -> None:
         wait_for_message(ann, "hello")
 
 
-def test_the_lobby(paste: Paste, start_interface: Start) -> None:
-    server = start_interface("--app-dir", paste("presence.md"), "--presence-grace", "0.1", app="main:app")
-    with ws(server, "/?user=ann") as ann:
+@pytest.mark.parametrize("program", ["presence.md main:app /", "frameworks/fastapi.md lobby:app /lobby"])
+def test_the_lobby(program: str, paste: Paste, start_interface: Start) -> None:
+    page, app, path = program.split()
+    server = start_interface("--app-dir", paste(page), "--presence-grace", "0.1", app=app)
+    with ws(server, f"{path}?user=ann") as ann:
         assert read_json(ann) == {"there": {"ann": "Ann"}}
-        with ws(server, "/?user=bob") as bob:
+        with ws(server, f"{path}?user=bob") as bob:
             assert read_json(ann) == {"joined": "bob", "info": {"name": "Bob"}}
             assert read_json(bob) == {"there": {"ann": "Ann", "bob": "Bob"}}
         assert read_json(ann) == {"left": "bob"}
+        if app == "lobby:app":
+            httpx.post(f"{server.url}/log-out-everywhere?user=ann", trust_env=False).raise_for_status()
+            with pytest.raises(ConnectionClosed) as closed:
+                ann.recv(HANG)
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "signed out")
+
+
+USERS = """
+import django
+from django.core.management import call_command
+from django.test import Client
+
+django.setup()
+call_command("migrate", verbosity=0)
+
+from django.contrib.auth.models import User
+
+for name in ("ann", "bob"):
+    client = Client()
+    client.force_login(User.objects.create_user(name))
+    print(client.cookies["sessionid"].value)
+"""
+
+
+def test_the_lobby_of_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
+    python(tmp_path, "-m", "django", "startproject", "myproject", ".")
+    paste("frameworks/django.md")
+    project = paste("frameworks/channels.md") / "myproject"
+    code = (project / "asgi.py").read_text()
+    code = code.replace('path("everybody"', 'path("lobby", Lobby.as_asgi()), path("everybody"')
+    (project / "asgi.py").write_text(
+        code.replace("import Everybody", "import Everybody\nfrom myproject.lobby import Lobby")
+    )
+    with (project / "urls.py").open("a") as urls:
+        urls.write("from django.contrib.auth import logout\nfrom myproject import signals\n")
+        urls.write('urlpatterns.append(path("logout", lambda request: logout(request) or publish(request)))\n')
+    env = os.environ | {"DJANGO_SETTINGS_MODULE": "myproject.settings"}
+    sessions = [f"sessionid={key}" for key in python(tmp_path, "-c", USERS, env=env).split()]
+    server = start_interface("--app-dir", tmp_path, "--presence-grace", "0.1", app="myproject.asgi:application")
+
+    def lobby(session: str) -> ClientConnection:
+        return ws(server, "/lobby", origin=server.url, additional_headers={"Cookie": session})
+
+    with pytest.raises(InvalidStatus, match="403"), lobby("sessionid=none"):
+        pass
+    with lobby(sessions[0]) as ann:
+        assert read_json(ann) == {"there": [{"name": "ann"}]}
+        with lobby(sessions[1]) as bob:
+            assert read_json(ann) == {"joined": "2", "info": {"name": "bob"}}
+            assert read_json(bob) == {"there": [{"name": "ann"}, {"name": "bob"}]}
+            httpx.get(f"{server.url}/logout", headers={"Cookie": sessions[1]}, trust_env=False)
+            with pytest.raises(ConnectionClosed) as closed:
+                bob.recv(HANG)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4001
+        assert read_json(ann) == {"left": "2"}
 
 
 def read_json(client: ClientConnection) -> object:

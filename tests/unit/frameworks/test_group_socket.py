@@ -1,18 +1,23 @@
 """`GroupSocket` and `Bus` of asgibus.starlette on the bus, and the same as dependencies of FastAPI."""
 
+import asyncio
 import importlib
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedOK
 
 import asgibus.starlette
@@ -291,3 +296,128 @@ def test_who_is_in_a_group_on_another_server() -> None:
             ann.send_text("close")
             assert bob.receive() == {"type": "websocket.close", "code": 4001, "reason": "signed out"}
         assert ann.receive_text() == '-"bob" {"n":1}'
+
+
+# Groups with a past, on the bus and on another server.
+
+Connect = Callable[[str], AbstractAsyncContextManager[Client]]
+
+
+@asynccontextmanager
+async def on_asgibus(app: Starlette) -> AsyncIterator[Connect]:
+    async with InProcessBus(app) as bus:
+        yield bus.websocket
+
+
+@asynccontextmanager
+async def on_uvicorn(app: Starlette) -> AsyncIterator[Connect]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, ws="websockets-sansio"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for that
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    @asynccontextmanager
+    async def websocket(path: str) -> AsyncIterator[Client]:
+        async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as client:
+            yield Client(client, 5)
+
+    try:
+        yield websocket
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def room_with_a_past(websocket: WebSocket) -> None:
+    socket, bus = GroupSocket.of(websocket), Bus.of(websocket)
+    after = websocket.query_params.get("after")
+    async with socket.joined("room", after=after, reset='{"missing": true}'), socket.joined("hall"):
+        async for message in socket.iter_text():
+            kind, _, text = message.partition(" ")
+            if kind == "plain":
+                outcome = await bus.send_json("room", {"text": text}, exclude=socket)
+            elif kind == "hall":
+                outcome = await bus.send_json("hall", {"text": text}, keep=1)
+            else:
+                said = {"offset": "<offset>", "text": text}
+                outcome = await bus.send_json("room", said, keep=2, id=text, placeholder="<offset>")
+            await socket.send_json({"outcome": outcome})
+
+
+class Guest:
+    """A client of the room. A message that is kept, and one that is not, may overtake each other."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.offsets: dict[str, str] = {}
+        self._got: list[Any] = []
+
+    async def send(self, message: str) -> bool:
+        await self.client.send(message)
+        while True:
+            got = json.loads(await self.client.receive())
+            if "outcome" in got:
+                return bool(got["outcome"])
+            self._got.append(got)
+
+    async def texts(self, count: int) -> list[str]:
+        """Return the texts of the next so many messages."""
+        while len(self._got) < count:
+            self._got.append(json.loads(await self.client.receive()))
+        got, self._got = self._got[:count], self._got[count:]
+        self.offsets.update({each["text"]: each["offset"] for each in got if "offset" in each})
+        return [each.get("text", "missing") for each in got]
+
+
+@pytest.mark.parametrize("serve", [on_asgibus, on_uvicorn])
+async def test_a_group_with_a_past(serve: Callable[[Starlette], AbstractAsyncContextManager[Connect]]) -> None:
+    app = Starlette(routes=[WebSocketRoute("/", room_with_a_past)])
+    async with serve(app) as connected, connected("/") as first:
+        ann = Guest(first)
+        assert await ann.send("keep one")
+        assert not await ann.send("keep one")
+        assert await ann.send("keep two")
+        assert await ann.texts(2) == ["one", "two"]
+        async with connected("/?after=0") as second, connected(f"/?after={ann.offsets['one']}") as third:
+            bob, cem = Guest(second), Guest(third)
+            assert await bob.texts(2) == ["one", "two"]
+            assert await cem.texts(1) == ["two"]
+            assert await cem.send("keep three")
+            assert await bob.send("hall four")
+            assert await ann.send("plain five")
+            assert sorted(await bob.texts(3)) == ["five", "four", "three"]
+            assert sorted(await cem.texts(3)) == ["five", "four", "three"]
+            assert sorted(await ann.texts(2)) == ["four", "three"]
+            assert bob.offsets | cem.offsets == ann.offsets
+        async with connected(f"/?after={ann.offsets['one']}") as late:
+            assert await Guest(late).texts(2) == ["two", "three"]
+        assert await ann.send("keep six")
+        async with connected(f"/?after={ann.offsets['one']}") as late:
+            assert await Guest(late).texts(3) == ["missing", "three", "six"]
+
+
+@pytest.mark.parametrize("serve", [on_asgibus, on_uvicorn])
+async def test_a_past_that_is_not_possible(
+    serve: Callable[[Starlette], AbstractAsyncContextManager[Connect]],
+) -> None:
+    async def refused(websocket: WebSocket) -> None:
+        socket, bus = GroupSocket.of(websocket), Bus.of(websocket)
+        for groups, after, text in (
+            (["a", "b"], "1764541234567-1", "an offset is that of one group"),
+            (["a"], "yesterday", "the offset of a stream is"),
+        ):
+            with pytest.raises(ValueError, match=text):
+                async with socket.joined(*groups, after=after):
+                    pass
+        with pytest.raises(ValueError, match="a message that is kept goes to all members"):
+            await bus.send("a", "text", keep=1, exclude=socket)
+        with pytest.raises(ValueError, match="pass keep"):
+            await bus.send("a", "text", id="1")
+        async with socket.joined("a", "b", after="0"):
+            await bus.send("b", b"kept", keep=1)
+            await socket.receive()
+
+    app = Starlette(routes=[WebSocketRoute("/", refused)])
+    async with serve(app) as connected, connected("/") as ann:
+        assert await ann.receive() == b"kept"
