@@ -63,17 +63,9 @@ class Keys:
         """Set: the groups of a process, so that others can clean up after it."""
         return f"{self.prefix}:joined:{mailbox}"
 
-    def users(self, group: str) -> str:
-        """Hash: the users in a group, and how many processes have connections of each."""
-        return f"{self.prefix}:users:{{{self.group(group)}}}"
-
     def present(self, group: str) -> str:
-        """Hash: the mailboxes of the processes with users in a group, and the number of their connections."""
-        return f"{self.prefix}:present:{{{self.group(group)}}}"
-
-    def present_at(self, group: str, mailbox: str) -> str:
-        """Hash: the users of one process in a group, with their entries."""
-        return f"{self.present(group)}:{mailbox}"
+        """Hash: the users in a group, each with its entry from each process that has connections of the user."""
+        return f"{self.prefix}:present:{self.group(group)}"
 
     def presence(self, mailbox: str) -> str:
         """Set: the groups in which a process has users, so that others can clean up after it."""

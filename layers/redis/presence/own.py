@@ -164,8 +164,8 @@ class RedisPresence(BusPresence):
     async def remove_dead(self, mailbox: str, died: int | None) -> None:
         """Remove the users of a dead process from its groups, tell these, and execute its wills.
 
-        Several processes may do so at once: each group is handled by one. A store that is away is skipped: there, the
-        users are removed by the next process that looks at the group.
+        Several processes may do so at once: whoever removes a user tells it. A store that is away is skipped: there,
+        the users are removed by the next process that looks at the group.
 
         Args:
             mailbox: The mailbox of the dead process.
@@ -188,8 +188,13 @@ class RedisPresence(BusPresence):
     async def _remove_dead_at(self, store: Store, mailbox: str, died: int | None) -> None:
         presence = store.keys.presence(mailbox)
         try:
-            while groups := await store.pipeline.call("SPOP", presence, GROUPS_AT_ONCE, until=call_until()):
+            # Groups are picked at random, so that several processes seldom handle the same ones. Each is in the set
+            # until it was handled: this process may die meanwhile.
+            while groups := await store.pipeline.call("SRANDMEMBER", presence, GROUPS_AT_ONCE, until=call_until()):
                 names = store.entries.valid_names(presence, groups, require_any_group)
-                await asyncio.gather(*(self._reader.remove_dead(store, name, mailbox, died) for name in names))
+                removals = (self._reader.remove_dead(store, name, mailbox, died) for name in names)
+                if not all(await asyncio.gather(*removals)):
+                    return  # it lives again
+                await store.pipeline.call("SREM", presence, *groups, until=call_until())
         except Refused as error:
             await remove_other_types(error, store, presence, kind="set")

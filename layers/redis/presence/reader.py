@@ -16,18 +16,25 @@ from asgibus.layers.redis.presence.stores import (
     SendToGroup,
     Stores,
     forget_group,
-    keys_of,
     tell_until,
     unpack_announcements,
+    unpack_entries,
     unpack_present,
+    unpack_servers,
 )
 
 logger = logging.getLogger("asgibus.layers")
 
 NEVER: Final = 2**53 - 1  # in ms by Redis's clock
 DROPPED_AT_ONCE = 100  # users of a dead process; their entries are returned
+SCANNED: Final = PAGE + 100  # fields of a hash, a few of which are no users
+SERVERS: Final = ":servers"
 
+_USER = re.compile(rb"[0-9a-f]{32}\Z")
 _CURSOR = re.compile(r"[0-9]{1,20}\Z", re.ASCII)
+
+Found = list[tuple[str, dict[bytes, bytes]]]
+"""Keys of users, and for each the entries by the mailboxes of processes."""
 
 
 class PresenceReader:
@@ -55,23 +62,33 @@ class PresenceReader:
         if cursor is not None and not _CURSOR.match(cursor):
             raise ValueError(f"{cursor!r:.50} is not a cursor of `present`")
         store = await self.stores.of(group)
-        keys = store.keys.users(group), store.keys.present(group)
-        arguments = cursor or "0", PAGE
+        then, found = await self.scan(store, group, cursor or "0")
+        mailboxes = dict.fromkeys(mailbox for _, entries in found for mailbox in entries)
+        names = store.entries.valid_names(store.keys.present(group), mailboxes)
+        live = {each.encode() for each in await self.remove_left(store, group, names)}
+        users: dict[str, list[Present]] = {}
+        for _, entries in found:
+            for mailbox, entry in entries.items():
+                if mailbox in live:
+                    self._add(store, group, entry, users)
+        return PresentPage([merge(each) for each in users.values()], then)
+
+    async def scan(self, store: Store, group: str, cursor: str) -> tuple[str | None, Found]:
+        """Return a part of the users, and the cursor of the next part if there is one. Raises LayerUnavailable."""
+        key = store.keys.present(group)
         try:
-            then, mailboxes, entries = await store.pipeline.call(
-                "EVAL", scripts.PRESENCE_PAGE, 2, *keys, *arguments, until=call_until()
-            )
+            then, fields = await store.pipeline.call("HSCAN", key, cursor, "COUNT", SCANNED, until=call_until())
         except Refused as error:
             await forget_group(error, store, group)
             raise
-        found: dict[str, list[Present]] = {}
-        live = await self.remove_left(store, group, store.entries.valid_names(keys[1], mailboxes))
-        for mailbox, each in zip(mailboxes, entries, strict=True):
-            if mailbox.decode(errors="replace") in live:
-                for entry in each:
-                    self._add(store, group, entry, found)
-        users = [merge(each) for each in found.values()]
-        return PresentPage(users, None if then == b"0" else then.decode())
+        found: Found = []
+        for field, packed in zip(fields[::2], fields[1::2], strict=True):
+            if _USER.match(field):
+                try:
+                    found.append((field.decode(), unpack_entries(packed)))
+                except ValueError as error:
+                    store.entries.log_rejected(key, "of a user", error)
+        return None if then == b"0" else then.decode(), found
 
     def _add(self, store: Store, group: str, entry: bytes, found: dict[str, list[Present]]) -> None:
         try:
@@ -84,13 +101,30 @@ class PresenceReader:
     async def count(self, group: str) -> PresentCount:
         """Return the number of users of a group. Raises LayerUnavailable."""
         store = await self.stores.of(group)
-        call, keys = store.pipeline.call, (store.keys.users(group), store.keys.present(group))
-        mailboxes = await call("HKEYS", keys[1], until=call_until())
-        await self.remove_left(store, group, store.entries.valid_names(keys[1], mailboxes))
-        users, connections = await asyncio.gather(
-            call("HLEN", keys[0], until=call_until()), call("HVALS", keys[1], until=call_until())
-        )
-        return PresentCount(users, sum(int(each) for each in connections if each.isdigit()))
+        fields, servers = await self._read_servers(store, group)
+        names = store.entries.valid_names(store.keys.present(group), servers)
+        if len(await self.remove_left(store, group, names)) < len(names):
+            fields, servers = await self._read_servers(store, group)
+        return PresentCount(fields, sum(connections for connections, _ in servers.values()))
+
+    async def _read_servers(self, store: Store, group: str) -> tuple[int, dict[bytes, tuple[int, int]]]:
+        """Return the number of users, and for each process its connections. Raises LayerUnavailable."""
+        key, call, until = store.keys.present(group), store.pipeline.call, call_until()
+        try:
+            packed, fields = await asyncio.gather(
+                call("HGET", key, SERVERS, until=until), call("HLEN", key, until=until)
+            )
+        except Refused as error:
+            await forget_group(error, store, group)
+            raise
+        if packed is None:
+            return 0, {}
+        try:
+            servers = unpack_servers(packed)
+        except ValueError as error:
+            store.entries.log_rejected(key, SERVERS, error)
+            return 0, {}
+        return fields - 1 - sum(events for _, events in servers.values()), servers
 
     async def remove_left(self, store: Store, group: str, mailboxes: list[str]) -> set[str]:
         """Remove those processes from a group that are dead. Return the others. Raises LayerUnavailable."""
@@ -102,7 +136,7 @@ class PresenceReader:
                 live.add(mailbox)
         return live
 
-    async def remove_dead(self, store: Store, group: str, mailbox: str, died: int | None) -> None:
+    async def remove_dead(self, store: Store, group: str, mailbox: str, died: int | None) -> bool:
         """Remove the users of a dead process from a group, and tell the group who has left.
 
         Args:
@@ -111,33 +145,45 @@ class PresenceReader:
             mailbox: The mailbox of the process.
             died: When it died, in ms by Redis's clock: it may live again, and have written since. None if it does not.
 
+        Returns:
+            Whether the process is dead.
+
         Raises:
             LayerUnavailable: The store cannot be reached.
         """
-        keys = keys_of(store.keys, group, mailbox)
-        more = True
-        while more:
+        key = store.keys.present(group)
+        cursor = b"0"
+        while True:
+            arguments = mailbox, died or NEVER, cursor, DROPPED_AT_ONCE
             try:
-                more, events, left, at = await store.pipeline.call(
-                    "EVAL", scripts.PRESENCE_DROP, 3, *keys, mailbox, died or NEVER, DROPPED_AT_ONCE, until=call_until()
+                cursor, events, left, at = await store.pipeline.call(
+                    "EVAL", scripts.PRESENCE_DROP, 1, key, *arguments, until=call_until()
                 )
             except Refused as error:
                 await forget_group(error, store, group)
                 raise
-            if left and events:
+            if left:
                 await self._tell(store, group, events, left, int(at))
+            if cursor in (b"0", b""):
+                return bool(cursor)
 
     async def _tell(self, store: Store, group: str, events: bytes, left: list[bytes | int], at: int) -> None:
         """Tell a group who has left, as the dead process would have done."""
+        place = store.keys.present(group)
         try:
             told = unpack_announcements(store, group, events)
-            if told is None or told.leave is None:
-                return
-            for entry, count in zip(left[1::3], left[2::3], strict=True):
-                if int(count) <= told.most and isinstance(entry, bytes):
-                    event = fill(told.leave, unpack_present(store, group, entry), int(count), at)
-                    await self.send(group, event, tell_until())
-        except (ValueError, TypeError) as error:
-            store.entries.log_rejected(store.keys.present(group), "of a user who has left", ValueError(str(error)))
-        except LayerUnavailable as error:
-            logger.warning("group %r was not told who has left: %s", group, error)
+        except ValueError as error:
+            store.entries.log_rejected(place, "of events", error)
+            return
+        if told is None or told.leave is None:
+            return
+        for entry, count in zip(left[::2], left[1::2], strict=True):
+            if int(count) > told.most or not isinstance(entry, bytes):
+                continue
+            try:
+                event = fill(told.leave, unpack_present(store, group, entry), int(count), at)
+                await self.send(group, event, tell_until())
+            except (ValueError, TypeError) as error:
+                store.entries.log_rejected(place, "of a user who has left", ValueError(str(error)))
+            except LayerUnavailable as error:
+                logger.warning("group %r was not told who has left: %s", group, error)

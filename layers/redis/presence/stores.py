@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgpack
+
 from asgibus.layers.contract import Message
 from asgibus.layers.presence import Announcements, Present
 from asgibus.layers.redis import scripts
-from asgibus.layers.redis.keys import Keys
+from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.pipeline import Refused, Store, call_until
 
 TELL_SECONDS = 30.0  # for an event of a join, a leave or a will: its group may have to be joined again, after a loss
@@ -64,11 +66,6 @@ def tell_until() -> float:
     return asyncio.get_running_loop().time() + TELL_SECONDS
 
 
-def keys_of(keys: Keys, group: str, mailbox: str) -> tuple[str, str, str]:
-    """Return the keys that the scripts take."""
-    return keys.users(group), keys.present(group), keys.present_at(group, mailbox)
-
-
 def pack_present(store: Store, group: str, present: Present) -> bytes:
     """Return the entry of a user."""
     return store.entries.pack(store.keys.present(group), present._asdict())
@@ -85,6 +82,36 @@ def present_of(fields: Mapping[str, Any]) -> Present:
     if isinstance(user, str) and isinstance(since, int | float) and isinstance(connections, int):
         return Present(user, fields.get("info"), float(since), connections)
     raise ValueError("an entry is not that of a user")
+
+
+def unpack_entries(packed: bytes) -> dict[bytes, bytes]:
+    """Return the entries of a user by mailbox. Raises ValueError, which `EntryCodec.log_rejected` takes."""
+    values = _unpack_list(packed)
+    if len(values) % 2 or not all(isinstance(each, bytes) for each in values):
+        raise ValueError("it is no list of the entries of a user")
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def unpack_servers(packed: bytes) -> dict[bytes, tuple[int, int]]:
+    """Return the processes with users in a group: by mailbox, the number of connections, and that of entries of events.
+
+    Raises:
+        ValueError: It is something else; `EntryCodec.log_rejected` takes the error.
+    """
+    values = _unpack_list(packed)
+    if len(values) % 4 or not all(isinstance(each, int if n % 4 else bytes) for n, each in enumerate(values)):
+        raise ValueError("it is no list of processes")
+    return {values[n]: (values[n + 1], values[n + 3]) for n in range(0, len(values), 4)}
+
+
+def _unpack_list(packed: bytes) -> list[Any]:
+    try:
+        values = msgpack.unpackb(packed, raw=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"it is no list: {error}") from error
+    if not isinstance(values, list):
+        raise ValueError(f"it is no list: {type(values).__name__}")
+    return values
 
 
 def pack_announcements(store: Store, group: str, told: Announcements | None) -> bytes:
@@ -106,9 +133,7 @@ def announcements_of(fields: Mapping[str, Any]) -> Announcements:
 
 
 async def forget_group(error: Refused, store: Store, group: str) -> None:
-    """Let all processes write the users of a group again, if one of its keys has another type.
-
-    Without an epoch, the next heartbeat begins one, and every process writes everything again.
+    """Let all processes write the users of a group again, if its key has another type.
 
     Args:
         error: The refusal of a script.
@@ -119,11 +144,13 @@ async def forget_group(error: Refused, store: Store, group: str) -> None:
         LayerUnavailable: The store cannot be reached.
     """
     if error.wrong_type:
-        keys, call, until = store.keys, store.pipeline.call, call_until()
-        store.entries.log_unexpected("wrong type", keys.present(group), "a key beside it was no hash: all were removed")
-        names = keys.users(group), keys.present(group), keys.group(group)
-        await call("EVAL", scripts.PRESENCE_FORGET, 3, *names, until=until)
-        await call("ZREMRANGEBYSCORE", keys.processes, "+inf", "+inf", until=until)
+        await remove_other_types(error, store, store.keys.present(group))
+        begin_epoch(store)
+
+
+def begin_epoch(store: Store) -> None:
+    """Let all processes write everything again: without an epoch, the next heartbeat begins one."""
+    store.pipeline.write(("ZREMRANGEBYSCORE", store.keys.processes, "+inf", "+inf"), ignore_reply)
 
 
 async def remove_other_types(error: Refused, store: Store, *keys: str, kind: str = "hash") -> None:

@@ -23,13 +23,14 @@ from asgibus.layers.redis.pipeline import Refused, Store
 from asgibus.layers.redis.presence.reader import PresenceReader
 from asgibus.layers.redis.presence.stores import (
     announcements_of,
+    begin_epoch,
     forget_group,
-    keys_of,
     pack_announcements,
     pack_present,
     present_of,
     tell_until,
 )
+from asgibus.layers.redis.redelivery import REGROUP_SECONDS
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -59,6 +60,10 @@ class _Group:
         """The keys of users that have changed."""
         self.missing: dict[str, None] = {}
         """The keys of users that were to be removed and were not there: the store may have lost its data."""
+        self.lost = 0
+        """If above 0, how many heartbeats without another sign of a loss say that this group alone was lost."""
+        self.keeps_until = 0.0
+        """When users may be removed again, by the event loop's clock: others may have to write them again."""
         self.waiting: dict[str, list[OnStored]] = {}
         self.joins: dict[str, Mapping[str, Any]] = {}
         """Further members of the event of a join, by the keys of users who are not stored yet."""
@@ -98,6 +103,7 @@ class PresenceWriter:
             wait: Seconds that a write waits for a store that is away.
         """
         self._mailbox = mailbox
+        self._id = mailbox.encode()
         self._reader = reader
         self._counts = counts
         self._lifetime = max(1.0, lifetime)
@@ -148,10 +154,17 @@ class PresenceWriter:
         for name, at in list(self._groups.items()):
             if at.store is not None and at.store is not store:
                 continue
-            if again is not None and at.again is not Again.TELLING:
-                at.again = again
+            if again is not None:
+                at.lost = 0
+                if at.again is not Again.TELLING:
+                    at.again = again
             elif at.missing and at.again is None:
                 at.again = Again.SILENTLY
+            if at.lost:
+                at.lost -= 1
+                if not at.lost:
+                    store.entries.log_unexpected("lost key", store.keys.present(name), "it was deleted")
+                    begin_epoch(store)
             if at.again is not None or at.unwritten or at.due <= now:
                 self._start(name, at)
 
@@ -226,16 +239,9 @@ class PresenceWriter:
         try:
             if at.again is not None:
                 await self._write_everything(store, name, at)
-            elif at.due <= self._loop.time():
+            elif at.due <= self._loop.time() and not at.unwritten:
                 await self._write_some(store, name, at, {}, tells=False)
-            while at.unwritten:
-                some: dict[str, Present | None] = {}
-                size = 0
-                while at.unwritten and len(some) < USERS_AT_ONCE and size < BYTES_AT_ONCE:
-                    key = next(iter(at.unwritten))
-                    del at.unwritten[key]
-                    some[key] = at.entries.get(key)
-                    size += len(str(some[key]))
+            while some := self._take_unwritten(at):
                 await self._write_some(store, name, at, some, tells=True)
         except Refused as error:
             if error.wrong_type:
@@ -243,19 +249,39 @@ class PresenceWriter:
                 await forget_group(error, store, name)
             raise
 
+    def _take_unwritten(self, at: _Group) -> dict[str, Present | None]:
+        """Return changed users for a write of bounded size, without those who left and are still kept."""
+        keeps = at.keeps_until > self._loop.time()
+        some: dict[str, Present | None] = {}
+        size = 0
+        for key in at.unwritten:
+            present = at.entries.get(key)
+            if present is None and keeps:
+                continue
+            some[key] = present
+            size += len(str(present))
+            if len(some) >= USERS_AT_ONCE or size >= BYTES_AT_ONCE:
+                break
+        for key in some:
+            del at.unwritten[key]
+        return some
+
     async def _write_everything(self, store: Store, name: str, at: _Group) -> None:
         """Write all users again, and remove others, whom older data may have."""
         again, at.again = at.again, None
         at.named = False
+        if again is Again.SILENTLY:
+            at.keeps_until = self._loop.time() + REGROUP_SECONDS
         try:
             every = list(at.stored.items())
             for start in range(0, len(every), USERS_AT_ONCE):
                 some: dict[str, Present | None] = dict(every[start : start + USERS_AT_ONCE])
                 await self._write_some(store, name, at, some, tells=again is Again.TELLING)
-            own = store.keys.present_at(name, self._mailbox)
-            found = await store.pipeline.call("HKEYS", own, until=self._until())
-            names = [key.decode(errors="replace") for key in found if not key.startswith(b":")]
-            odd = dict.fromkeys(key for key in names if key not in at.stored)
+            odd: dict[str, Present | None] = {}
+            cursor: str | None = "0"
+            while cursor is not None:
+                cursor, found = await self._reader.scan(store, name, cursor)
+                odd |= {key: None for key, entries in found if self._id in entries and key not in at.stored}
             if odd:
                 await self._write_some(store, name, at, odd, tells=False)
         except LayerUnavailable:
@@ -277,27 +303,32 @@ class PresenceWriter:
             tells: Whether the group is told.
         """
         pipeline, keys = store.pipeline, store.keys
-        if not at.named:
+        if not at.named or at.due <= self._loop.time():
             at.named = True
             presence = keys.presence(self._mailbox)
             # Written first, in the same flush: should this process die now, others can clean up after it.
             pipeline.write(("SADD", presence, name), ignore_reply)
             pipeline.write(("EXPIRE", presence, round(self._lifetime)), ignore_reply)
+        new = {key: present for key, present in some.items() if present is not None and key not in at.stored}
+        users = len(at.stored) + len(new) - sum(present is None and key in at.stored for key, present in some.items())
         events = pack_announcements(store, name, at.announcements)
-        arguments: list[str | bytes | int] = [self._mailbox, at.connections, f"{self._lifetime:f}", events]
-        for key, present in some.items():
-            arguments += key, b"" if present is None else pack_present(store, name, present)
+        arguments = self._mailbox, at.connections, users, f"{self._lifetime:f}", events, len(new)
+        entries: list[str | bytes] = []
+        for key, present in {**new, **some}.items():
+            entries += key, b"" if present is None else pack_present(store, name, present)
         at.due = self._loop.time() + self._lifetime / RENEWALS
-        three = keys_of(keys, name, self._mailbox)
+        key = keys.present(name)
         try:
-            changes, others, changed_at = await pipeline.call(
-                "EVAL", scripts.PRESENCE_WRITE, 3, *three, *arguments, until=self._until()
+            changes, had, others, changed_at = await pipeline.call(
+                "EVAL", scripts.PRESENCE_WRITE, 1, key, *arguments, *entries, until=self._until()
             )
         except LayerUnavailable:
             at.due = 0.0
             if tells:
                 at.unwritten = {**dict.fromkeys(some), **at.unwritten}
             raise
+        if tells and not had and at.stored:
+            at.lost = 2
         before = {key: at.stored.get(key) for key in some}
         for key, present in some.items():
             if present is None:
@@ -307,10 +338,13 @@ class PresenceWriter:
         self._answer(at, some, None)
         joins = {key: at.joins.pop(key) for key in some if key in at.joins}
         for change, user, count in zip(changes[::3], changes[1::3], changes[2::3], strict=True) if tells else ():
-            key = user.decode()
-            self._on_change(name, at, change, some[key] or before[key], count, int(changed_at), joins.get(key, {}))
+            each = user.decode()
+            if change > 0 and at.lost:
+                continue  # whoever else has the user has yet to write again
+            present = some[each] or before[each]
+            self._on_change(name, at, change, present, count, int(changed_at), joins.get(each, {}))
         if others:
-            await self._reader.remove_left(store, name, store.entries.valid_names(keys.present(name), others))
+            await self._reader.remove_left(store, name, store.entries.valid_names(key, others))
 
     def _on_change(
         self,

@@ -57,8 +57,6 @@ GROUP_REMOVE_DEAD: Final = load("group_remove_dead")
 # Presence.
 PRESENCE_WRITE: Final = load("presence_write")
 PRESENCE_DROP: Final = load("presence_drop")
-PRESENCE_FORGET: Final = load("presence_forget")
-PRESENCE_PAGE: Final = load("presence_page")
 WILL_WRITE: Final = load("will_write")
 WILL_TAKE: Final = load("will_take")
 WILLS_TAKE: Final = load("wills_take")

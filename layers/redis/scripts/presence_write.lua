@@ -1,49 +1,69 @@
 #!lua
 -- Write users of one process in a group, or renew them, and tell who is the first or the last one in the group.
 --
--- KEYS[1]  hash of the users: for each, the number of processes that have the user
--- KEYS[2]  hash of the processes: for each mailbox, the number of its connections
--- KEYS[3]  hash of the users of this process: their entries. Besides `:at`, when this script was last called in ms, and
---          `:events`, an entry for those who clean up after this process
+-- KEYS[1]  hash of the group, as in presence_hash.lua
 -- ARGV[1]  mailbox
 -- ARGV[2]  number of its connections
--- ARGV[3]  for how long the keys are kept that nobody renews, in seconds
--- ARGV[4]  entry for `:events`; may be empty
--- ARGV[5…] user and entry, again and again; an empty entry removes the user
+-- ARGV[3]  number of its users after this
+-- ARGV[4]  for how long the key is kept that nobody renews, in seconds
+-- ARGV[5]  entry of its events; may be empty
+-- ARGV[6]  how many of the users that follow are new: if they are here already, the reply to an earlier call was lost
+-- ARGV[7…] user and entry, again and again; an empty entry removes the user
 -- Returns  {{1: the user is the first, -1: it was the last, 0: it was missing; user; number of users then; …},
---          {mailboxes of other processes, if this one had no users in the group}; the time, in microseconds}
+--          1 if this process had users in the group, {mailboxes of the others, if not}, the time, in microseconds}
 
 -- include now.lua
-local changes, others = {}, {}
-local count = redis.call('HLEN', KEYS[1])
-if redis.call('EXISTS', KEYS[3]) == 0 then others = redis.call('HKEYS', KEYS[2]) end
+-- include presence_hash.lua
+local changes, others, count = {}, {}, count_users()
+local own = find(servers, ARGV[1], 4)
+local had = own and 1 or 0
+if not own then
+  for i = 1, #servers, 4 do others[#others + 1] = servers[i] end
+  own = #servers + 1
+  servers[own], servers[own + 1], servers[own + 2], servers[own + 3] = ARGV[1], 0, 0, 0
+end
 local function note(change, user)
-  count = count + change
   changes[#changes + 1] = change
   changes[#changes + 1] = user
   changes[#changes + 1] = count
 end
-for i = 5, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local user, entry = ARGV[i], ARGV[i + 1]
+  local list = read(redis.call('HGET', KEYS[1], user) or '')
+  local at = find(list, ARGV[1], 2)
   if entry ~= '' then
-    if redis.call('HSET', KEYS[3], user, entry) == 1 and redis.call('HINCRBY', KEYS[1], user, 1) == 1 then
-      note(1, user)
-    end
-  elseif redis.call('HDEL', KEYS[3], user) == 0 then
+    if #list == 0 then count = count + 1 end
+    if #list == (at and 2 or 0) and (not at or i < 7 + 2 * ARGV[6]) then note(1, user) end
+    at = at or #list + 1
+    list[at], list[at + 1] = ARGV[1], entry
+    redis.call('HSET', KEYS[1], user, cmsgpack.pack(list))
+  elseif not at then
     note(0, user)
-  elseif redis.call('HINCRBY', KEYS[1], user, -1) <= 0 then
+  elseif #list > 2 then
+    table.remove(list, at)
+    table.remove(list, at)
+    redis.call('HSET', KEYS[1], user, cmsgpack.pack(list))
+  else
     redis.call('HDEL', KEYS[1], user)
+    count = count - 1
     note(-1, user)
   end
 end
-redis.call('HSET', KEYS[3], ':at', string.format('%.0f', now), ':events', ARGV[4])
-if redis.call('HLEN', KEYS[3]) <= 2 then
-  redis.call('DEL', KEYS[3])
-  redis.call('HDEL', KEYS[2], ARGV[1])
+if tonumber(ARGV[3]) > 0 then
+  servers[own + 1], servers[own + 2] = tonumber(ARGV[2]), now
+  servers[own + 3] = ARGV[5] == '' and 0 or 1
 else
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-  for i = 1, 3 do
-    redis.call('PEXPIRE', KEYS[i], math.max(redis.call('PTTL', KEYS[i]), math.ceil(ARGV[3] * 1000)))
-  end
+  for _ = 1, 4 do table.remove(servers, own) end
 end
-return {changes, others, string.format('%.0f', time[1] * 1000000 + time[2])}
+if #servers == 0 then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('HSET', KEYS[1], ':servers', cmsgpack.pack(servers))
+  if servers[own] == ARGV[1] and ARGV[5] ~= '' then
+    redis.call('HSET', KEYS[1], ARGV[1], ARGV[5])
+  else
+    redis.call('HDEL', KEYS[1], ARGV[1])
+  end
+  redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), math.ceil(ARGV[4] * 1000)))
+end
+return {changes, had, others, string.format('%.0f', time[1] * 1000000 + time[2])}

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 
@@ -11,12 +12,15 @@ from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.contract import Handler
 from asgibus.layers.presence import Announcements, Present, user_key
 from asgibus.layers.redis import heartbeat
+from asgibus.layers.redis.pipeline import Pipeline
+from asgibus.layers.redis.scripts import PRESENCE_WRITE
 from support.bus import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 GROUP = "asgibus:group:room"
-USERS, SERVERS = f"asgibus:users:{{{GROUP}}}", f"asgibus:present:{{{GROUP}}}"
+KEY = f"asgibus:present:{GROUP}"
+SERVERS = ":servers"
 DEAD = "interface.0123456789abcdef!"
 TOLD = Announcements(
     {"type": "websocket.send", "text": "+{user}"}, {"type": "websocket.send", "text": "-{user} {count}"}, 100
@@ -90,6 +94,38 @@ async def test_users_are_back_after_a_flush_and_nothing_is_told(
     assert tuple(await layer.present_count("room")) == (1, 1)
 
 
+@pytest.mark.parametrize("lost", ["the reply of a join", "the reply of a leave"])
+async def test_a_change_is_told_although_its_reply_was_lost(
+    lost: str, layer: RedisChannelLayer, buses: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have a write done twice, as when the connection breaks before the reply to the first one."""
+    one, two = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    call, repeats = Pipeline.call, [True]
+
+    async def repeat(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        if PRESENCE_WRITE in args and repeats:
+            repeats.clear()
+            await call(pipeline, *args, **kwargs)
+        return await call(pipeline, *args, **kwargs)
+
+    if lost == "the reply of a leave":
+        await show(one, "a")
+    monkeypatch.setattr(Pipeline, "call", repeat)
+    if lost == "the reply of a join":
+        await show(one, "a", "b")
+        await show(two, "b")
+        one.presence.hide("room", "b")
+        assert {(await receive(layer, member))["text"] for _ in range(2)} == {'+"a"', '+"b"'}
+    else:
+        assert (await receive(layer, member))["text"] == '+"a"'
+    one.presence.hide("room", "a")
+    await one.presence.settle()
+    assert (await receive(layer, member))["text"].startswith('-"a"')
+    assert not repeats
+
+
 async def test_users_of_older_data_are_removed(
     layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
@@ -105,13 +141,21 @@ async def test_users_of_older_data_are_removed(
     assert tuple(await layer.present_count("room")) == (2, 2)
 
 
+def entries(admin: "redis.Redis[bytes]", name: str) -> list[Any]:
+    """Return mailboxes and entries of a user, or the list of the processes with users."""
+    return list(msgpack.unpackb(admin.hget(KEY, name) or b"\x90", raw=True))
+
+
+def set_entries(admin: "redis.Redis[bytes]", name: str, values: list[Any]) -> None:
+    admin.hset(KEY, name, msgpack.packb(values, use_bin_type=False))
+
+
 def leave_behind(admin: "redis.Redis[bytes]", *names: str) -> None:
     """Write what a process leaves behind that nobody has cleaned up after."""
     for name in names:
-        key = user_key(name)
-        admin.hincrby(USERS, key, 1)
-        admin.hset(f"{SERVERS}:{DEAD}", key, RedisChannelLayer()._entries.pack(SERVERS, user(name)._asdict()))
-    admin.hset(SERVERS, DEAD, len(names))
+        entry = RedisChannelLayer()._entries.pack(KEY, user(name)._asdict())
+        set_entries(admin, user_key(name), [*entries(admin, user_key(name)), DEAD, entry])
+    set_entries(admin, SERVERS, [*entries(admin, SERVERS), DEAD, len(names), 1, 0])
 
 
 @pytest.mark.parametrize("by", ["present", "present_count", "a join"])
@@ -128,9 +172,9 @@ async def test_what_a_dead_process_left_is_removed_by_who_looks(
         assert tuple(await layer.present_count("room")) == (1, 1)
     else:
         await show(two, "b")
-    assert admin.hkeys(SERVERS) == [(two if by == "a join" else one).mailbox.encode()]
-    assert admin.hlen(USERS) == 1
-    assert not admin.exists(f"{SERVERS}:{DEAD}")
+    mailbox = (two if by == "a join" else one).mailbox.encode()
+    assert entries(admin, SERVERS)[::4] == [mailbox]
+    assert set(admin.hkeys(KEY)) == {user_key("b" if by == "a join" else "a").encode(), SERVERS.encode(), mailbox}
 
 
 async def test_within_the_grace_nobody_is_taken_for_dead(
@@ -147,28 +191,35 @@ async def test_odd_data_does_not_matter(
 ) -> None:
     one, _ = buses
     await show(one, "a")
-    own = f"{SERVERS}:{one.mailbox}"
-    for key, entry in (("x", b"\xc1"), ("y", b"\x80"), ("z", b"\x93\x01\x02\x03")):
-        admin.hset(own, key, entry)
-        admin.hset(USERS, key, 1)
-    admin.hset(SERVERS, b"\xff no name", 1)
+    for number, entry in enumerate((b"\xc1", b"\x80", b"\x93\x01\x02\x03")):
+        set_entries(admin, f"{number:032}", [one.mailbox, entry])
+    for number, value in enumerate((b"\xc1", b"\x80", b"\x91\x01", b""), 10):
+        admin.hset(KEY, f"{number:032}", value)
+    set_entries(admin, f"{20:032}", [b"\xff no name", b"\x80"])
+    admin.hset(KEY, "no user", b"\xc1")
     assert await names(layer) == {"a"}
-    assert layer.counts["damaged entry"] == 3
+    assert layer.counts["damaged entry"] == 7
     assert layer.counts["odd name"] > 0
     with pytest.raises(ValueError, match="cursor"):
         await layer.present("room", "1 2")
 
 
-@pytest.mark.parametrize("suffix", ["users", "present", "own"])
-async def test_a_key_of_another_type_is_replaced(
-    suffix: str, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+@pytest.mark.parametrize("value", ["of another type", "odd processes", None])
+async def test_a_key_that_others_have_changed_is_written_again(
+    value: str | None, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
     one, two = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
     await show(one, "a")
-    await show(two, "a")
-    key = {"users": USERS, "present": SERVERS, "own": f"{SERVERS}:{one.mailbox}"}[suffix]
-    admin.delete(key)
-    admin.set(key, "odd")
+    await show(two, "a", "c")
+    if value == "odd processes":
+        admin.hset(KEY, SERVERS, value)
+    else:
+        admin.delete(KEY)
+        if value is not None:
+            admin.set(KEY, value)
+    one.presence.hide("room", "a")  # who stays because of the other server
     one.presence.show("room", user("b"))
     await one.presence.settle()
 
@@ -179,16 +230,21 @@ async def test_a_key_of_another_type_is_replaced(
             return set()
 
     async with asyncio.timeout(10):
-        while await read() != {"a", "b"}:  # noqa: ASYNC110  # as above
+        while await read() != {"a", "b", "c"}:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0.05)
-    assert layer.counts["wrong type"] > 0
 
     async def counted() -> Any:
         return await layer.present_count("room")
 
     async with asyncio.timeout(10):
-        while tuple(await counted()) != (2, 3):  # noqa: ASYNC110  # as above
+        while tuple(await counted()) != (3, 3):  # noqa: ASYNC110  # as above
             await asyncio.sleep(0.05)
+    assert layer.counts["wrong type"] + layer.counts["lost key"] > 0
+    two.presence.hide("room", "c")
+    told = [await receive(layer, member)]
+    while told[-1]["text"] != '-"c" 2':
+        told.append(await receive(layer, member))
+    assert [each["text"] for each in told if '"a"' in each["text"]] == ['+"a"'], "nobody is told that a has left"
 
 
 async def test_wills_outlive_a_flush(
