@@ -37,7 +37,7 @@ ALLOWED = Path(__file__).with_name("allowed")
 
 async def tokens(question):
     for number, token in enumerate(TOKEN.findall(answer_to(question))):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.001)
         while number >= int(ALLOWED.read_text() or 0):
             await asyncio.sleep(0.01)
         yield token

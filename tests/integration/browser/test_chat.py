@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SCREENSHOTS = ROOT / "screenshots"
 APP = ("examples.chat.app:app", "--app-dir", ROOT)
 DESKTOP = {"viewport": {"width": 1180, "height": 760}, "device_scale_factor": 2}
+LEAVE_SOON = ("--presence-grace", 0.5)
 PHONE = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 pytestmark = pytest.mark.browser
@@ -99,10 +100,13 @@ class Person:
 
 @pytest.fixture(scope="module")
 def shared_interfaces(shared_redis_url: str, shared_processes: Processes) -> list[Process]:
-    """Provide two interface servers on one Redis, with two workers behind them, for tests that stop none of them."""
+    """Provide two interface servers on one Redis, with two workers behind them, for tests that stop none of them.
+
+    Users of the second one leave soon after the end of their connections.
+    """
     for _ in range(2):
         shared_processes.start_worker(*APP, "--layer", shared_redis_url)
-    return [shared_processes.start_interface("--layer", shared_redis_url) for _ in range(2)]
+    return [shared_processes.start_interface("--layer", shared_redis_url, *options) for options in ((), LEAVE_SOON)]
 
 
 @pytest.fixture
@@ -119,7 +123,7 @@ def workers(bus: tuple[str, ...], start_worker: Callable[..., Process]) -> list[
 @pytest.fixture
 def interfaces(bus: tuple[str, ...], workers: list[Process], start_interface: Callable[..., Process]) -> list[Process]:
     """Provide two interface servers with two workers behind them, which the test may stop."""
-    return [start_interface(*bus) for _ in range(2)]
+    return [start_interface(*bus, *LEAVE_SOON) for _ in range(2)]
 
 
 @pytest.fixture
@@ -243,9 +247,9 @@ def test_rooms_are_separate(shared_interfaces: list[Process], person: Callable[.
 def test_a_reload_keeps_the_messages_and_sends_no_notes(
     shared_interfaces: list[Process], person: Callable[..., Person]
 ) -> None:
-    ada = person("Ada").join(shared_interfaces[0].url)
-    grace = person("Grace").join(shared_interfaces[1].url)
-    linus = person("Linus").join(shared_interfaces[1].url)
+    ada = person("Ada").join(shared_interfaces[1].url)
+    grace = person("Grace").join(shared_interfaces[0].url)
+    linus = person("Linus").join(shared_interfaces[0].url)
     ada.expect_users("Ada", "Grace", "Linus")
     grace.send("Before")
     ada.send("Also before")
@@ -260,7 +264,7 @@ def test_a_reload_keeps_the_messages_and_sends_no_notes(
     expect(grace.own_messages).to_have_text(["Before", "After"])
 
     # Another window under the same name is no other person, and neither is its end.
-    other = Person(grace.page.context.new_page(), "Grace", grace.room).join(shared_interfaces[0].url)
+    other = Person(grace.page.context.new_page(), "Grace", grace.room).join(shared_interfaces[1].url)
     other.expect_users("Grace", "Ada", "Linus")
     expect(other.messages).to_have_text([*texts, "After"])
     other.page.close()
@@ -289,7 +293,9 @@ def test_who_comes_later_gets_what_was_said(shared_interfaces: list[Process], pe
 
 
 def test_others_see_who_is_typing(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
-    ada = person("Ada").join(shared_interfaces[0].url)
+    ada = person("Ada")
+    ada.page.clock.install()
+    ada.join(shared_interfaces[0].url)
     grace = person("Grace").join(shared_interfaces[1].url)
     ada.expect_users("Ada", "Grace")
     grace.page.get_by_label("Message", exact=True).fill("Let me th")
@@ -301,7 +307,8 @@ def test_others_see_who_is_typing(shared_interfaces: list[Process], person: Call
     expect(ada.page.locator("#typing")).to_be_empty()
     grace.page.get_by_label("Message", exact=True).fill("Well")
     expect(ada.page.locator("#typing")).to_have_text("Grace is typing …")
-    expect(ada.page.locator("#typing")).to_be_empty()  # after a while without another letter
+    ada.page.clock.fast_forward(5000)  # without another letter
+    expect(ada.page.locator("#typing")).to_be_empty()
 
 
 def test_users_have_distinct_colors(shared_interfaces: list[Process], person: Callable[..., Person]) -> None:
@@ -416,7 +423,7 @@ def test_a_page_keeps_its_socket_when_its_worker_ends(
     person: Callable[..., Person],
 ) -> None:
     workers = [start_worker(*APP, *bus, "--resume") for _ in range(2)]
-    interface = start_interface(*bus)
+    interface = start_interface(*bus, *LEAVE_SOON)
     ada = person("Ada").join(interface.url)
     grace = person("Grace").join(interface.url)
     ada.send("Before")
@@ -464,7 +471,7 @@ def test_a_page_reconnects_to_a_restarted_interface(
     expect(ada.page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
     ada.screenshot("reconnecting")
 
-    start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, *bus)
+    start_interface("--host", "127.0.0.1", "--port", interfaces[0].port, *bus, *LEAVE_SOON)
     ada.expect_state("Connected")
     expect(ada.page.locator("#offline")).to_be_hidden()
     ada.expect_users("Ada", "Grace")

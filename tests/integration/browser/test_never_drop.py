@@ -28,7 +28,7 @@ def start_demo(redis_url: str, processes: Processes) -> Callable[..., Process]:
 
     def start(*options: str) -> Process:
         command = [sys.executable, "-m", "examples.never_drop.demo"]
-        options = ("--port", "0", "--redis", redis_url, "--every", "1", *options)
+        options = ("--port", "0", "--redis", redis_url, "--every", "0.5", *options)
         demo = processes.start("demo", [*command, *options], ready=OPEN, env={"PYTHONPATH": ROOT})
         demo.url = demo.wait_for(OPEN)[1]
         return demo
@@ -80,7 +80,7 @@ def test_a_page_loses_no_message_while_workers_are_killed_and_redeployed(demo: P
         wait_until(lambda one=one, sent=sent: count(one, "answered") >= sent, what="the answer to the last message")
         assert {fault: count(one, fault) for fault in FAULTS} == dict.fromkeys(FAULTS, 0)
         assert count(one, "takeovers") >= 2
-        assert sent >= 20  # five a second, for the eight seconds or so that two rounds take after the page is open
+        assert sent >= 10  # five a second, for the four seconds or so that two rounds take after the page is open
         expect(one.locator("#state")).to_have_text("Connected")
 
     other.reload()  # is no leave, and the chat has its messages again
