@@ -26,8 +26,8 @@ GRACE = by_form(lease_times.GRACE, 10.0)
 RETURN = by_form(lease_times.RETURN, 25.0)
 """Seconds more for which broadcasts are kept for a process whose lease has ended."""
 
-SOCKETS = by_form(100, 2000)
-RATE = by_form(300, 500)
+SOCKETS = by_form(60, 2000)
+RATE = by_form(200, 500)
 """Messages a second of all sockets together."""
 DRAIN_PERIOD = by_form(0.5, 5.0)
 """`--drain-period` of the workers, in seconds."""

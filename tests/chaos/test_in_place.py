@@ -17,8 +17,10 @@ from support.raw import RawClient
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 
-SOCKETS = by_form(100, 5000)
-RATE = by_form(300, 500)
+SOCKETS = by_form(60, 5000)
+RATE = by_form(200, 500)
+ANSWERS = by_form(50, RATE)
+"""Of each crowd, between two moves."""
 STREAMS = by_form(10, 100)
 MOVES = by_form(2, 5)
 SILENCE = 1.0
@@ -59,14 +61,14 @@ def test_clients_do_not_notice_that_the_interface_server_is_another_one(
                 answer = threads.submit(wait_at_the_gate, interface)
                 notes.wait("request", path="/slow")
             for crowd in (echo, room):
-                crowd.wait_answered(RATE)
+                crowd.wait_answered(ANSWERS)
             before = memory(in_place.pid)
             moves.append(in_place.move())
             for crowd in (echo, room):
-                crowd.wait_answered(RATE)
+                crowd.wait_answered(ANSWERS)
             memories.append((before, memory(in_place.pid)))
         for crowd in (echo, room):
-            crowd.wait_answered(RATE)
+            crowd.wait_answered(ANSWERS)
         assert idle.request("GET", "/fast").status == 200
         notes.open_gate("open")
         assert answer.result() == 200

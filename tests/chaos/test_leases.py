@@ -22,9 +22,9 @@ StartRedis = Callable[..., RedisServer]
 Figures = Callable[[object], None]
 
 HOUR = 3600.0
-STEADY = by_form(1.5, 8.0)
+STEADY = by_form(1.2, 8.0)
 """Seconds that a clock stands where it was set: several beats."""
-OUTAGE = by_form(LEASE + 2, 4 * LEASE)
+OUTAGE = by_form(LEASE + 1, 4 * LEASE)
 
 
 @pytest.fixture

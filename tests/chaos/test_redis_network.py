@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from chaos.notes import Notes
-from chaos.scale import by_form
+from chaos.scale import LEASE, by_form
 from support.deadline import in_time, wait_until
 from support.load import Load
 from support.namespaces import Namespace
@@ -15,7 +15,7 @@ from support.sentinel import SentinelSet
 
 Figures = Callable[[object], None]
 
-BLACKHOLE = by_form(6.0, 10.0)
+BLACKHOLE = by_form(LEASE + 2.0, 10.0)
 RECOVERED = 8.0
 """Seconds after packets arrive again: a connection that waits in silence has to be given up first."""
 FAILED_OVER = 10.0
@@ -23,6 +23,7 @@ FAILED_OVER = 10.0
 MASTER_PAUSE = 4.0
 
 
+@pytest.mark.usefixtures("short_leases")
 def test_packets_to_redis_are_lost_for_a_while(
     far: Namespace, far_url: str, processes: Processes, notes: Notes, figures: Figures
 ) -> None:

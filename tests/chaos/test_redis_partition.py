@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from chaos.notes import Notes
-from chaos.scale import by_form
+from chaos.scale import LEASE, by_form
 from support.deadline import wait_until
 from support.load import SILENT, Load
 from support.processes import Processes
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("short_leases")
 
 Figures = Callable[[object], None]
 
-CUT = by_form(6.2, 15.0)
+CUT = by_form(LEASE + 1.5, 15.0)
 """Seconds: longer than a lease, and than a Redis may be silent."""
 
 

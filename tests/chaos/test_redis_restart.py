@@ -10,10 +10,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from chaos.notes import Notes
-from chaos.scale import by_form
+from chaos.scale import LEASE, by_form
 from support.admin import counts
 from support.deadline import HANG, in_time, wait_until
-from support.load import Load
+from support.load import WAIT, Load
 from support.processes import Process, Processes
 from support.raw import RawClient
 from support.redis import RedisServer
@@ -23,8 +23,8 @@ Start = Callable[..., Process]
 StartRedis = Callable[..., RedisServer]
 Figures = Callable[[object], None]
 
-DOWN = by_form(6.0, 15.0)  # longer than a call waits
-PAUSE = by_form(6.0, 20.0)  # longer than a lease
+DOWN = by_form(WAIT + 1.0, 15.0)  # longer than a call of the program waits
+PAUSE = by_form(LEASE + 1.0, 20.0)
 RECOVERED = 5.0
 """Seconds after Redis is back."""
 
@@ -74,6 +74,7 @@ def test_all_data_is_deleted(start_redis: StartRedis, processes: Processes, note
     in_time(max(recoveries), RECOVERED)
 
 
+@pytest.mark.usefixtures("short_leases")
 def test_a_pause_longer_than_a_lease(
     start_redis: StartRedis, processes: Processes, notes: Notes, figures: Figures
 ) -> None:
@@ -106,7 +107,7 @@ def test_connections_end_if_redis_stays_away(
 ) -> None:
     server = start_redis()
     start_worker("support.outage_app:app", "--layer", server.url, *resume, env=notes.env)
-    start_worker("cli.simple_app:app", "--layer", server.url, "--pool", "slow")
+    start_worker("cli.simple_app:app", "--layer", server.url, "--pool", "slow", "--graceful-timeout", 0.5)
     interface = start_interface(
         *("--layer", server.url, "--resume-timeout", 1, "--connect-timeout", 1.5, "--route", "/hold=slow")
     )

@@ -25,7 +25,7 @@ Watch = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 SOCKETS = by_form(50, 100)
 ROOM = 10
-SECONDS = by_form([2.0], [1.0, 3.0, 7.0, 30.0])
+SECONDS = by_form([1.5], [1.0, 3.0, 7.0, 30.0])
 RECOVERED = 12.0
 """Seconds after Redis is back: a connection that waits in silence has to be given up first."""
 

@@ -26,7 +26,7 @@ def test_random_faults_of_workers(start_chaos_interface: Start, start_chaos_work
     happened: Counter[str] = Counter()
     woken: list[threading.Timer] = []
     with echo_and_room(interfaces) as (echo, room):
-        until = time.monotonic() + by_form(6, 120)
+        until = time.monotonic() + by_form(4, 120)
         while time.monotonic() < until:
             index = choice.randrange(len(workers))
             worker = workers[index]

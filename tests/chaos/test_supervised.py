@@ -64,7 +64,7 @@ def test_children_are_killed_repeatedly(
     choice = random.Random(3)
     kills = 0
     with echo_and_room(interface) as (echo, room):
-        until = time.monotonic() + by_form(4, 60)
+        until = time.monotonic() + by_form(2.5, 60)
         while time.monotonic() < until:
             for crowd in (echo, room):
                 crowd.wait_each_answered(20)
@@ -88,9 +88,9 @@ def test_slow_handlers_lose_no_message_when_children_are_killed(
     kills = 0
     with Crowd(interface, "/echo", sockets=SOCKETS, rate=SOCKETS, work=1.0) as crowd:
         crowd.begin()
-        until = time.monotonic() + by_form(4, 120)
+        until = time.monotonic() + by_form(2.4, 120)
         while time.monotonic() < until:
-            time.sleep(2)  # between two kills: longer than any handler takes
+            time.sleep(1.2)  # between two kills: longer than any handler takes
             if pids := children(notes):
                 os.kill(choice.choice(pids), signal.SIGKILL)
                 kills += 1
@@ -123,12 +123,12 @@ def test_two_children_are_killed_at_once(
 def test_children_are_recycled(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
-    start_chaos_worker("--processes", 2, "--resume", "--max-lifetime", by_form(2, 3))
+    start_chaos_worker("--processes", 2, "--resume", "--max-lifetime", by_form(1.5, 3))
     interface = start_chaos_interface()
     notes.wait("lifespan.startup", 2)
     with Crowd(interface, "/echo", sockets=SOCKETS, rate=RATE) as crowd:
         crowd.begin()
-        notes.wait("lifespan.startup", by_form(5, 12), 60)
+        notes.wait("lifespan.startup", by_form(4, 12), 60)
         crowd.wait_each_answered()
         report = crowd.finish()
         figures(f"{len(notes.all('lifespan.startup'))} runs of 2 workers: {report}")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("short_leases")
 Start = Callable[..., Process]
 Figures = Callable[[object], None]
 
-RATE = by_form(20, 50)
+RATE = by_form(15, 50)
 
 
 def test_take_overs_are_paced_and_first_connections_are_not(

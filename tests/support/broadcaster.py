@@ -1,4 +1,4 @@
-"""A program beside the servers that broadcasts numbered messages through a `RedisChannelLayer`: URL, group, interval.
+"""A program beside the servers that broadcasts numbered messages: URL, group, interval, seconds to wait for Redis.
 
 It prints a JSON line for each call: the number, the seconds of the call, and the error, if it was LayerUnavailable.
 """
@@ -14,8 +14,8 @@ NAME = "program"
 """The sender that the members of the group see."""
 
 
-async def main(url: str, group: str, interval: str) -> None:
-    layer = RedisChannelLayer(url)
+async def main(url: str, group: str, interval: str, wait: str) -> None:
+    layer = RedisChannelLayer(url, wait=float(wait))
     number = 0
     while True:
         message = {"type": "websocket.send", "text": f"{NAME} {number} 1 1"}

@@ -3,7 +3,8 @@
 import os
 from collections.abc import Callable
 
-from asgibus.layers.redis import deaths, heartbeat
+from asgibus.layers.redis import client, deaths, heartbeat, mailbox, work_queue
+from asgibus.layers.redis.ordinary import blocking, reader
 
 VARIABLE = "SHORT_LEASES"
 """Set in the environment of the peers."""
@@ -18,13 +19,17 @@ SUSPECT = 0.5
 """Seconds without a sign of life after which the connections of a process are looked for; in the product 0.9."""
 RECONNECT = 0.3
 """Seconds for a process without connections to come back; in the product 0.4."""
-HANG = 4.0
+HANG = 3.0
 """Seconds that an event loop may stand still while its process keeps its lease; in the product 10."""
-RETURN = 5.0
+RETURN = 2.5
 """Seconds more for which broadcasts are kept for one whose lease has ended; in the product 25."""
-GRACE = 6.0
+GRACE = 4.0
 """Seconds after an outage, or the first use of a store, in which no process without a lease is declared dead; 10 in
 the product."""
+BLOCK = 1
+"""Seconds that a blocking read waits in Redis; in the product 2."""
+SILENCE = 2.0
+"""Seconds without a reply after which a connection is given up: a lease, as in the product, where both are 5."""
 
 
 def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
@@ -42,6 +47,10 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
     for name, value in times.items():
         assert hasattr(heartbeat, name), name
         set_value(heartbeat, name, value)
+    for module in (client, mailbox, reader, work_queue):
+        set_value(module, "BLOCK_SECONDS", BLOCK)
+    for module in (client, blocking):
+        set_value(module, "SILENCE_SECONDS", SILENCE)
     set_value(deaths, "SUSPECT_SECONDS", SUSPECT)
     set_value(deaths, "RECONNECT_SECONDS", RECONNECT)
 

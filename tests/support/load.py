@@ -27,7 +27,7 @@ from support import admin
 from support.broadcaster import NAME as PROGRAM
 from support.context_stack import ContextStack
 from support.deadline import HANG, in_time, wait_until
-from support.processes import Process, Processes
+from support.processes import WORKER_READY, Process, Processes
 from support.raw import RawClient
 from support.websocket import ws
 
@@ -37,14 +37,16 @@ SOCKETS = by_form(40, 400)
 RATE = by_form(100, 400)
 ROOM_SOCKETS = by_form(20, 100)
 ROOM_SIZE = 10
-ROOM_RATE = by_form(30, 100)
+ROOM_RATE = by_form(40, 100)
 POSTERS = by_form(8, 32)
 INTERVAL = 0.1
 """Seconds between two broadcasts of the program, and of the app's ticker."""
 TICKER = "ticker"
 
-CALL_SECONDS = 6.0
-"""Seconds within which a broadcast during an outage must fail; the call gives up after about 5 s."""
+WAIT = by_form(2.5, 5.0)
+"""Seconds that a broadcast of the program waits for Redis."""
+CALL_SECONDS = WAIT + 1.0
+"""Seconds within which a broadcast of the program during an outage must fail."""
 REPORTED = "whose call failed"
 SILENT = "without an error"
 
@@ -146,7 +148,7 @@ class Load(ContextStack):
     def _start_worker(self, url: str) -> None:
         arguments = ("--layer", url, "--resume", "--drain-period", DRAIN_PERIOD, "--admin-port", 0)
         env = self.notes.env | self._env
-        self.workers.append(self._processes.start_worker(APP, *arguments, *self._worker_options, env=env))
+        self.workers.append(self._processes.start_worker(APP, *arguments, *self._worker_options, env=env, ready=False))
 
     def _start_interface(self, url: str) -> None:
         arguments = ("--layer", url, "--no-access-log", "--admin-port", 0)
@@ -155,23 +157,26 @@ class Load(ContextStack):
     def _open(self) -> None:
         for url in self._worker_urls:
             self._start_worker(url)
+        self.program = self._processes.start(
+            "program",
+            [sys.executable, "-m", "support.broadcaster", self.url, "room.0", str(INTERVAL), str(WAIT)],
+            ready=None,
+        )
         for url in self._interface_urls:
             self._start_interface(url)
+        for worker in self.workers:
+            worker.wait_for(WORKER_READY)
         self.echo = self._stack.enter_context(Crowd(self.interfaces, "/echo", sockets=SOCKETS, rate=RATE))
         self.room = self._stack.enter_context(
             Crowd(self.interfaces, "/room", sockets=ROOM_SOCKETS, rate=ROOM_RATE, room_size=ROOM_SIZE)
         )
         self.posts = self._stack.enter_context(Posts(self.interfaces))
-        self.program = self._processes.start(
-            "program",
-            [sys.executable, "-m", "support.broadcaster", self.url, "room.0", str(INTERVAL)],
-            ready=r'"number"',
-        )
+        self.program.wait_for(r'"number"')
         ticker = {"name": TICKER, "room": "room.0", "interval": INTERVAL}
         self.ticker = self._stack.enter_context(ws(self.interfaces[-1], "/ticker", query=ticker))
         self.echo.begin()
         self.room.begin()
-        self.echo.wait_answered(RATE)
+        self.echo.wait_answered(RATE // 2)
         self.room.wait_each_answered()
         self.posts.wait_answered(POSTERS)
 
@@ -233,7 +238,7 @@ class Load(ContextStack):
         """Return (sender, number) of each broadcast whose call raised, with the seconds that the call took."""
         return {(each["name"], each["number"]): each["seconds"] for each in self.notes.all("broadcast failed")}
 
-    def finish(self, *, seconds: float = 1.0) -> Outcome:
+    def finish(self, *, seconds: float = by_form(0.5, 1.0)) -> Outcome:
         """Continue for `seconds`, stop, wait for messages under way, and return the results."""
         self.echo.wait_answered(int(RATE * seconds))
         program = self._program_calls()

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 StartRedis = Callable[..., RedisServer]
 KIND = FIRST_PROTOCOL_KIND
-OUTAGE = 6.5
+OUTAGE = LEASE + 1.5
 """Longer than a lease, and than Redis may be silent."""
 WAIT = 1.5
 """Seconds that calls wait for Redis; 5 by default."""
