@@ -6,7 +6,6 @@ every process may post to. A *shared channel* holds entries that one process off
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -84,12 +83,9 @@ class Announced:
     app: str
     sessions: int | None
     """The number of its sessions; None if it claims nothing."""
-    pool: str = ""
-    knows_keys: bool = False
-    """Whether it can claim what is offered by key. The workers of earlier releases cannot."""
-    younger_by: float = -math.inf
+    younger_by: float
     """The time from the start of this process to its start, in seconds by the clock of the store; negative for one that
-    started earlier. Processes of earlier releases do not tell, and count as older."""
+    started earlier."""
 
 
 class Statistics(TypedDict):
@@ -240,14 +236,10 @@ class Bus(ABC):
         """Let keys expire later, since they are in use. The call buffers and returns at once."""
 
     @abstractmethod
-    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
-        """Let the processes of these pools know that there are offers by key: they begin to claim them.
+    def announce_keys(self, pools: Sequence[str]) -> None:
+        """Let the processes of these pools know that there are offers by key. The call buffers and returns at once.
 
-        Returns:
-            The living processes that claim for these pools.
-
-        Raises:
-            LayerUnavailable: The store cannot be reached.
+        They begin to claim these offers when they call `announce` next.
         """
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from asgibus.interface_server.connections.first_answer import FirstAnswer
 from asgibus.interface_server.connections.learner import CookieSetter, Learner
 from asgibus.interface_server.settings import InterfaceSettings
 from asgibus.layers.contract import Bus
-from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.offers import AffinityKey, Offer
 from asgibus.protocol.connect_request import HTTP, ConnectRequest
 from asgibus.protocol.retry import IDEMPOTENT, RunEnd
@@ -26,10 +24,8 @@ from asgibus.protocol.retry import IDEMPOTENT, RunEnd
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection import Connection
 
-logger = logging.getLogger("asgibus.interface")
-
 ANNOUNCE_SECONDS = 1.0  # between two announcements, as those of workers
-SETTLE_SECONDS = 2.5  # after the first announcement, or an interruption: by then the workers have answered it
+SETTLE_SECONDS = 2.5  # after an interruption: by then the workers have announced themselves again
 BACK_SECONDS = 0.5  # after the layer is back: by then it is known whether it has lost the assignments
 AGAIN_SECONDS = 0.25  # until a key is assigned that no worker took
 RENEWALS: Final = 4  # of a key in its lifetime, while a connection has it
@@ -43,9 +39,6 @@ class Offering(Protocol):
     """The registry of connections, as offers by key use it."""
 
     bus: Bus
-
-    def offer_to_pool(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> None:
-        """Offer a connection to all workers of its pool."""
 
     def count_offer(self, connection: Connection, pool: str, size: int) -> None:
         """Count the bytes of an offer until its connection is claimed."""
@@ -76,10 +69,6 @@ class KeyedOffers:
         self._pools = (settings.pool, *dict.fromkeys(pool for _, pool in settings.routes if pool != settings.pool))
         self._tasks: CallbackTasks | None = None
         self._announce_at = 0.0
-        self._announcing = False
-        self._trusts_at = 0.0  # when enough is known of the workers to tell that none will take a key
-        self._without: frozenset[str] = frozenset()  # pools whose workers all are of a release that knows no keys
-        self._warned: set[str] = set()
         self._probe_at: dict[str, float] = {}  # when a key of a pool is tried again, whose workers took none
         self._waiting: dict[str, dict[int, tuple[Connection, AffinityKey, bool]]] = {}  # by pool and number
         self._catching_up = False  # whether a task offers them
@@ -99,7 +88,6 @@ class KeyedOffers:
         """
         self._tasks = tasks
         self._now = now
-        self._trusts_at = now + SETTLE_SECONDS
         self._renew_at = now + self._lifetime / RENEWALS
         self._announce(now)
 
@@ -192,7 +180,7 @@ class KeyedOffers:
         now = self._now
         if key.pool in self._probe_at:
             self._probe_at[key.pool] = now + AGAIN_SECONDS
-        assigned = partial(self._on_assigned, connection, request, key, self._host.deaths, known)
+        assigned = partial(self._on_assigned, connection, key, self._host.deaths, known)
         bus = self._host.bus
         connection.offer = bus.offer_by_key(key, self._lifetime, request, assigned, once=once, known=known)
         self._host.count_offer(connection, key.pool, connection.offer.size)
@@ -216,38 +204,19 @@ class KeyedOffers:
         for waiting in self._waiting.values():
             waiting.pop(connection.number, None)
 
-    def _on_assigned(
-        self, connection: Connection, request: ConnectRequest, key: AffinityKey, deaths: int, known: bool, offer: Offer
-    ) -> None:
+    def _on_assigned(self, connection: Connection, key: AffinityKey, deaths: int, known: bool, offer: Offer) -> None:
         """Handle that the worker of an offer is known."""
         if offer.claimant:
             self._probe_at.pop(key.pool, None)
             self._note(key, offer.claimant)
         if connection.offer is not offer:
             return  # it is claimed already, or withdrawn
-        if not offer.claimant and known:
+        if not offer.claimant:
+            if not known:
+                self._probe_at[key.pool] = self._now + AGAIN_SECONDS
             self._wait(connection, key, once=offer.once)
-        elif not offer.claimant:
-            connection.offer = None
-            self._on_nobody(connection, request, key, once=offer.once)
         elif self._host.died_since(offer.claimant, deaths):
             self._take_back(connection, offer)  # it died before this was known
-
-    def _on_nobody(self, connection: Connection, request: ConnectRequest, key: AffinityKey, *, once: bool) -> None:
-        """Let a connection wait until a worker takes its key, unless all workers are of a release that takes none."""
-        pool = key.pool
-        if pool not in self._without or self._now < self._trusts_at:
-            self._probe_at[pool] = self._now + AGAIN_SECONDS
-            self._wait(connection, key, once=once)
-            return
-        if pool not in self._warned:
-            self._warned.add(pool)
-            logger.warning(
-                "the workers of the pool %r are of a release that knows no --affinity: any of them gets any connection",
-                pool,
-            )
-        del self._keys[connection.number]
-        self._host.offer_to_pool(connection, request, pool, once=once)
 
     # Workers that die or stop.
 
@@ -292,7 +261,7 @@ class KeyedOffers:
         """
         self._now = now
         self._hold_while_away()
-        if now >= self._announce_at:
+        if now >= self._announce_at and self._host.bus.available:
             self._announce(now)
         if now >= self._renew_at:
             self._renew_at = now + self._lifetime / RENEWALS
@@ -330,28 +299,14 @@ class KeyedOffers:
 
     def interrupted(self) -> None:
         """Assign the keys again, because the layer may have lost the assignments."""
-        self._holds_until = self._trusts_at = self._now + SETTLE_SECONDS
+        self._holds_until = self._now + SETTLE_SECONDS
         self._restore = [*self._recent.items()]
         self._announce_at = 0.0
 
     def _announce(self, now: float) -> None:
         self._announce_at = now + ANNOUNCE_SECONDS
         self._keys = {number: key for number, key in self._keys.items() if self._host.is_open(number)}
-        if self._tasks is not None and not self._announcing:
-            self._announcing = True
-            self._tasks.start_soon(self._announce_once)
-
-    async def _announce_once(self) -> None:
-        try:
-            workers = await self._host.bus.announce_keys(self._pools)
-        except LayerUnavailable as error:
-            logger.debug("the offers by key could not be announced: %s", error)
-        else:
-            claiming = [worker for worker in workers if worker.sessions is not None]
-            able = {worker.pool for worker in claiming if worker.knows_keys}
-            self._without = frozenset(worker.pool for worker in claiming) - able
-        finally:
-            self._announcing = False
+        self._host.bus.announce_keys(self._pools)
 
 
 def _unclaimed_request(connection: Connection) -> ConnectRequest:

@@ -232,11 +232,6 @@ class ConnectionRegistry(Handler):
             connection.offer = self.bus.offer(shared_channel(request.kind, pool), request, once=once)
             self._pending.count_offer(connection, pool, connection.offer.size)
 
-    def offer_to_pool(self, connection: Connection, request: ConnectRequest, pool: str, *, once: bool) -> None:
-        """See `Offering`."""
-        connection.offer = self.bus.offer(shared_channel(request.kind, pool), request, once=once)
-        self._pending.count_offer(connection, pool, connection.offer.size)
-
     def count_offer(self, connection: Connection, pool: str, size: int) -> None:
         """See `Offering`."""
         self._pending.count_offer(connection, pool, size)

@@ -463,8 +463,8 @@ class MemoryBus(Bus):
                 self._layer._assignments.join(pool, self.mailbox)
         return []
 
-    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
-        return []
+    def announce_keys(self, pools: Sequence[str]) -> None:
+        """Do nothing: every worker claims by key here."""
 
     def offer_again(self, offer: Offer, on_lost: Callable[[], None]) -> None:
         """Do nothing: no offer is lost here, so one that is missing was claimed."""

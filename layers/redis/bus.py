@@ -31,7 +31,7 @@ from asgibus.layers.redis.groups import Memberships
 from asgibus.layers.redis.heartbeat import SILENT_SECONDS, Heartbeat, lease_times
 from asgibus.layers.redis.mailbox import FindBorrower, MailboxReader
 from asgibus.layers.redis.ordinary.acking_consumer import AckingConsumer
-from asgibus.layers.redis.pipeline import Refused, call_until
+from asgibus.layers.redis.pipeline import call_until
 from asgibus.layers.redis.presence.own import RedisPresence
 from asgibus.layers.redis.presence.reader import PresenceReader
 from asgibus.layers.redis.redelivery import Deduplicator
@@ -50,14 +50,6 @@ RETRY_SECONDS = 0.5  # until another attempt to end the streams of a dead proces
 
 
 OFFERS_BY_KEY = ""  # announced as the pool, which no worker has: this process offers by key
-
-
-class _Announcements(NamedTuple):
-    """The announcements of the living processes."""
-
-    workers: list[Announced]
-    offers_by_key: list[tuple[str, Sequence[str]]]
-    """Each process that offers by key, and the pools that it does so for."""
 
 
 class LocalReceiver(Protocol):
@@ -482,51 +474,48 @@ class RedisBus(Bus):
         self._consumer.ack(claim)
 
     async def announce(self, pool: str, app: str, sessions: int | None) -> list[Announced]:
-        found = await self._announce((pool, app, sessions, True, self._started))
-        if any(pool in pools for _, pools in found.offers_by_key) and not self._consumer.stopped:
-            self._pool = pool
-            self._consumer.claim_by_key(self._assignments.place(pool))
-            self._assignments.join(pool)
-        return [worker for worker in found.workers if worker.pool == pool]
-
-    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
-        found = await self._announce((OFFERS_BY_KEY, "", None, tuple(pools)))
-        return [worker for worker in found.workers if worker.pool in pools]
-
-    async def _announce(self, own: tuple[Any, ...]) -> _Announcements:
-        """Register what this process does, and return what other living processes have registered."""
         key = self._keys.apps
-        entry = self._entries.pack(key, own)
-        self._pipeline.write(("HSET", key, self.mailbox, entry), ignore_reply)
-        self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
+        self._write_announcement((pool, app, sessions, True, self._started))  # the release before reads True
         # The heartbeat learns of new processes a second later.
         now = round(self._heartbeat.time() * 1000)
         leases: list[Any] = []
         self._pipeline.write(("ZRANGE", self._keys.processes, f"({now}", "+inf", "BYSCORE"), leases.append)
-        try:
-            announced = await self._pipeline.call("HGETALL", key, until=call_until())
-        except Refused as refused:
-            if refused.wrong_type:
-                self._found_wrong_type()
-            raise
+        announced = await self._pipeline.call("HGETALL", key, until=call_until())
         live = leases[0] if leases and isinstance(leases[0], list) else ()
-        found = _Announcements([], [])
+        others = []
+        has_keys = False
         for field, value in zip(announced[::2], announced[1::2], strict=True):
             try:
-                mailbox, (pool, app, *rest) = field.decode(), self._entries.unpack(key, value)
+                mailbox, (its_pool, its_app, number, pools, *more) = field.decode(), self._entries.unpack(key, value)
             except (ValueError, TypeError) as error:
                 self._entries.log_unexpected("odd app", key, str(error))
                 continue
             if mailbox == self.mailbox or field not in live:
                 continue
-            if pool == OFFERS_BY_KEY:
-                found.offers_by_key.append((mailbox, rest[1] if len(rest) > 1 and isinstance(rest[1], tuple) else ()))
-            else:  # earlier releases announce fewer items
-                sessions = rest[0] if rest and isinstance(rest[0], int) and rest[0] >= 0 else None
-                started = rest[2] if len(rest) > 2 and isinstance(rest[2], int) else -math.inf
-                younger_by = (started - self._started) / 1000
-                found.workers.append(Announced(mailbox, str(app), sessions, str(pool), len(rest) > 1, younger_by))
-        return found
+            if its_pool == OFFERS_BY_KEY:
+                has_keys = has_keys or (isinstance(pools, tuple) and pool in pools)
+            elif its_pool == pool:
+                its_sessions = number if isinstance(number, int) and number >= 0 else None
+                started = more[0] if more and isinstance(more[0], int) else -math.inf
+                others.append(Announced(mailbox, str(its_app), its_sessions, (started - self._started) / 1000))
+        if has_keys and not self._consumer.stopped:
+            self._pool = pool
+            self._consumer.claim_by_key(self._assignments.place(pool))
+            self._assignments.join(pool)
+        return others
+
+    def announce_keys(self, pools: Sequence[str]) -> None:
+        self._write_announcement((OFFERS_BY_KEY, "", None, tuple(pools)))
+
+    def _write_announcement(self, own: tuple[Any, ...]) -> None:
+        """Register what this process does."""
+        key = self._keys.apps
+        self._pipeline.write(("HSET", key, self.mailbox, self._entries.pack(key, own)), self._on_announced)
+        self._pipeline.write(("EXPIRE", key, APPS_SECONDS), ignore_reply)
+
+    def _on_announced(self, reply: object) -> None:
+        if isinstance(reply, RedisError) and str(reply).startswith("WRONGTYPE"):
+            self._found_wrong_type()
 
     def requeue(self, claim: Claim) -> None:
         self._consumer.requeue(claim)

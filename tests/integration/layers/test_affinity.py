@@ -57,7 +57,7 @@ async def claim(worker: Worker) -> list[Any]:
 async def test_one_key_has_one_claimant(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         workers = {worker.bus.mailbox: worker for worker in [await start(stack, layer) for _ in range(3)]}
         found = {name: (await offer(interface, name, (name,))).claimant for name in "abcdef"}
         assert Counter(found.values()) == dict.fromkeys(workers, 2)
@@ -70,7 +70,7 @@ async def test_one_key_has_one_claimant(layer: ChannelLayer) -> None:
 async def test_a_worker_that_stops_declines_what_it_has_not_claimed(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         first, second = [await start(stack, layer) for _ in range(2)]
         claimant = (await offer(interface, "a", ("claimed",))).claimant
         stops, stays = (first, second) if claimant == first.bus.mailbox else (second, first)
@@ -88,7 +88,7 @@ async def test_a_worker_that_stops_declines_what_it_has_not_claimed(layer: Chann
 async def test_what_a_dead_worker_has_not_claimed_is_taken_back(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         workers = {worker.bus.mailbox: worker for worker in [await start(stack, layer) for _ in range(3)]}
         claimed = await offer(interface, "a", ("claimed",))
         dead = workers.pop(claimed.claimant)
@@ -105,7 +105,7 @@ async def test_what_a_dead_worker_has_not_claimed_is_taken_back(layer: ChannelLa
 async def test_a_learned_key_is_assigned_to_its_worker(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         workers = [await start(stack, layer) for _ in range(3)]
         for number in range(6):
             mailbox = workers[number % 2].bus.mailbox
@@ -118,7 +118,7 @@ async def test_a_learned_key_is_assigned_to_its_worker(layer: ChannelLayer) -> N
 async def test_a_key_expires_unless_it_is_renewed(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         workers = [await start(stack, layer) for _ in range(2)]
         first = (await offer(interface, "a", lifetime=0.3)).claimant
         kept = (await offer(interface, "b", lifetime=0.3)).claimant
@@ -132,7 +132,7 @@ async def test_a_key_expires_unless_it_is_renewed(layer: ChannelLayer) -> None:
 async def test_a_key_that_must_be_known_is_not_assigned(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         first, second = [await start(stack, layer) for _ in range(2)]
         assert (await offer(interface, "a", known=True)).claimant == ""
         interface.assign(key("a"), LIFETIME, second.bus.mailbox)
@@ -145,7 +145,7 @@ async def test_a_key_that_must_be_known_is_not_assigned(layer: ChannelLayer) -> 
 async def test_keys_belong_to_a_pool(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL, "other"])
+        interface.announce_keys([POOL, "other"])
         worker = await start(stack, layer)
         elsewhere: asyncio.Future[Offer] = asyncio.get_running_loop().create_future()
         interface.offer_by_key(AffinityKey("other", b"a"), LIFETIME, (1,), elsewhere.set_result)
@@ -156,7 +156,7 @@ async def test_keys_belong_to_a_pool(layer: ChannelLayer) -> None:
 async def test_without_a_claimant_nothing_is_offered(layer: ChannelLayer) -> None:
     async with AsyncExitStack() as stack:
         interface = await stack.enter_async_context(layer.bus("interface", Recorder()))
-        await interface.announce_keys([POOL])
+        interface.announce_keys([POOL])
         assert (await offer(interface, "a", ("lost",))).claimant == ""
         worker = await start(stack, layer)
         assert (await offer(interface, "a", ("found",))).claimant == worker.bus.mailbox

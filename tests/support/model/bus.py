@@ -13,7 +13,6 @@ from typing import Any
 
 from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import (
-    Announced,
     Bus,
     Delivery,
     Draft,
@@ -169,7 +168,7 @@ class ModelBus(Bus):
     def renew_keys(self, keys: Sequence[AffinityKey], lifetime: float) -> None:
         raise NotImplementedError
 
-    async def announce_keys(self, pools: Sequence[str]) -> list[Announced]:
+    def announce_keys(self, pools: Sequence[str]) -> None:
         raise NotImplementedError
 
     @property

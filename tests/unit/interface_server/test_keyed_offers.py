@@ -13,7 +13,6 @@ from asgibus.interface_server.connections.connection import Connection
 from asgibus.interface_server.connections.keyed_offers import AGAIN_SECONDS, AT_ONCE, BACK_SECONDS, SETTLE_SECONDS
 from asgibus.interface_server.connections.registry import ConnectionRegistry
 from asgibus.interface_server.settings import InterfaceSettings
-from asgibus.layers.contract import Announced
 from asgibus.layers.offers import AffinityKey, Offer
 from asgibus.protocol.connect_request import ConnectRequest, RequestHead
 from asgibus.protocol.events import REQUEST_END
@@ -32,17 +31,11 @@ class FakeBus:
     def __init__(self) -> None:
         self.offered: list[tuple[Offer, Callable[[Offer], None]]] = []
         self.assigned: list[AffinityKey] = []
-        self.to_pool: list[str] = []
-        self.workers: list[Announced] = []
 
     def offer_by_key(self, key: Any, lifetime: float, request: Any, on_assigned: Any, **options: Any) -> Offer:
         offer = Offer("", size=500)
         self.offered.append((offer, on_assigned))
         return offer
-
-    def offer(self, channel: str, request: Any, **options: Any) -> Offer:
-        self.to_pool.append(channel)
-        return Offer("", size=500)
 
     def assign(self, key: AffinityKey, lifetime: float, mailbox: str) -> None:
         self.assigned.append(key)
@@ -55,8 +48,8 @@ class FakeBus:
             on_assigned(offer)
         return len(offered)
 
-    async def announce_keys(self, pools: Iterable[str]) -> list[Announced]:
-        return self.workers
+    def announce_keys(self, pools: Iterable[str]) -> None:
+        pass
 
     def withdraw(self, offer: Offer) -> bool:
         return True
@@ -188,25 +181,3 @@ async def test_no_key_is_assigned_before_it_is_known_whether_the_layer_has_lost_
     site.tick(BACK_SECONDS)
     await site.tasks.wait()
     assert site.bus.answer("worker!") == 2
-
-
-@pytest.mark.parametrize("also_able", [False, True])
-async def test_a_pool_whose_workers_know_no_keys_gets_every_connection(
-    caplog: pytest.LogCaptureFixture, *, also_able: bool
-) -> None:
-    site = Site()
-    site.bus.workers = [Announced("old!", "app:app", 0, "default")]
-    if also_able:  # it claims by key, and is only not known yet
-        site.bus.workers.append(Announced("new!", "app:app", 0, "default", knows_keys=True))
-    site.tick()
-    await site.tasks.wait()
-    for number in range(2):
-        site.open(number)
-    site.bus.answer("")
-    site.tick(SETTLE_SECONDS)
-    await site.tasks.wait()
-    while site.bus.answer(""):
-        site.tick()
-        await site.tasks.wait()
-    assert site.bus.to_pool == ([] if also_able else 2 * ["http.request.default"])
-    assert caplog.text.count("are of a release that knows no --affinity") == (0 if also_able else 1)
