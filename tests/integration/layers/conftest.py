@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from asgibus.layers import ChannelLayer, InMemoryChannelLayer, RedisChannelLayer
+from asgibus.layers.redis import heartbeat, redelivery
 from support import lease_times
 from support.bus import MakeLayer
 
@@ -22,6 +23,13 @@ def admin(redis_url: str) -> Iterator["redis.Redis[bytes]"]:
 def short_leases(short_leases: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the leases of this process too."""
     lease_times.shorten(monkeypatch.setattr)
+
+
+@pytest.fixture
+def regroup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the wait for the others after a loss of data; for tests whose processes are all in this one."""
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(redelivery, "REGROUP_SECONDS", 1.2)
 
 
 @pytest.fixture(params=["memory", *(pytest.param(kind, marks=pytest.mark.redis) for kind in ("redis", "redis sealed"))])

@@ -161,7 +161,7 @@ async def is_killed_before_a_member_has_read(server: RedisServer) -> None:
             await other.group_send("group", {"n": text})
         await asyncio.to_thread(server.kill)
         two.signal(signal.SIGCONT)
-        await asyncio.sleep(6.0)  # the length of the outage
+        await asyncio.sleep(4.0)  # the length of the outage
         await asyncio.to_thread(server.start)
         await until(lambda: len(two.all("frame")) == 2)
         assert [frame[1]["n"] for frame in two.all("frame")] == ["fetched", "not fetched"]

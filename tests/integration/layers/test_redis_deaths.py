@@ -486,8 +486,8 @@ async def test_a_busy_event_loop_keeps_its_lease_and_a_hung_one_loses_it(redis_u
         await two.do("post", one.mailbox, 1)
         await until(lambda: one.handler.frames)
         await asyncio.sleep(3 * BEAT)
-        await two.do("block", LEASE + 1)
-        await asyncio.sleep(1.5)
+        await two.do("block", LEASE + 0.5)
+        await asyncio.sleep(1.0)
         assert one.handler.dead == two.all("dead") == []
         assert two.all("interrupted") == []
         began = time.monotonic()

@@ -63,6 +63,7 @@ def numbers(one: Place) -> list[int]:
     return [frame[2]["n"] for frame in one.handler.frames if frame[0] == MESSAGE]
 
 
+@pytest.mark.usefixtures("regroup")
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
 async def test_a_mailbox_is_deleted_repeatedly_under_load(count: int, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url, protocol=2) as admin:
@@ -161,6 +162,7 @@ async def test_a_failover_that_is_noticed_late_repeats_no_frame(start_redis: Sta
             assert numbers(one) == sorted(set(numbers(one)))
 
 
+@pytest.mark.usefixtures("regroup")
 async def test_messages_sent_just_after_a_loss_of_data_arrive(start_redis: StartRedis) -> None:
     """Messages wait for a live process whose mailbox is missing, until the process has made a new one."""
     server = start_redis()

@@ -11,13 +11,12 @@ import pytest
 import redis
 
 from asgibus.layers import RedisChannelLayer
-from asgibus.layers.redis import heartbeat, redelivery
 from asgibus.layers.redis.local import inbox
 from support.bus import until
 from support.cluster import Cluster
 from support.redis import RedisServer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.usefixtures("regroup")]
 
 StartRedis = Callable[..., RedisServer]
 
@@ -37,18 +36,10 @@ async def receive_number(layer: RedisChannelLayer, channel: str) -> Any:
     return (await asyncio.wait_for(layer.receive(channel), 20))["n"]
 
 
-@pytest.fixture
-def regroup(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the wait of a broadcast for members that join again; for tests in which no connection breaks."""
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.3)
-    monkeypatch.setattr(redelivery, "REGROUP_SECONDS", 2.0)
-
-
 def members(admin: "redis.Redis[bytes]", group: str = "group") -> set[str]:
     return {member.decode() for member in admin.zrange(f"asgibus:group:{group}", 0, -1)}
 
 
-@pytest.mark.usefixtures("regroup")
 async def test_members_join_again_after_a_flush_before_a_broadcast(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url, 3) as (one, two, sender):
         channels = {await layer.new_channel(prefix): layer for layer in (one, two) for prefix in ("first", "second")}
@@ -107,7 +98,6 @@ async def test_discarded_channels_do_not_join_again(redis_url: str, admin: "redi
         assert members(admin) == {kept}
 
 
-@pytest.mark.usefixtures("regroup")
 async def test_a_channel_added_by_another_process_joins_again(redis_url: str, admin: "redis.Redis[bytes]") -> None:
     async with layers(redis_url) as (owner, other):
         channel = await owner.new_channel()
@@ -121,7 +111,7 @@ async def test_a_channel_added_by_another_process_joins_again(redis_url: str, ad
 
 @pytest.mark.usefixtures("short_leases")  # the heartbeat restores memberships
 async def test_a_restored_membership_keeps_its_end(redis_url: str, admin: "redis.Redis[bytes]") -> None:
-    async with layers(redis_url, 1, group_expiry=4) as (owner,):
+    async with layers(redis_url, 1, group_expiry=2.5) as (owner,):
         channel = await owner.new_channel()
         await owner.group_add("group", channel)
         (_, end), *_ = admin.zrange("asgibus:group:group", 0, -1, withscores=True)
@@ -147,7 +137,7 @@ async def test_an_abandoned_channel_does_not_join_again(
         reading = asyncio.create_task(owner.receive(read))
         for channel in (read, abandoned):
             await owner.group_add("group", channel)
-        await asyncio.sleep(1)  # longer than ABANDONED_SECONDS, without a reader
+        await asyncio.sleep(0.6)  # longer than ABANDONED_SECONDS, without a reader
         admin.flushall()
         await until(lambda: read in members(admin))
         await owner.send(read, {"n": 1})
@@ -155,7 +145,6 @@ async def test_an_abandoned_channel_does_not_join_again(
         assert (await reading)["n"] == 1
 
 
-@pytest.mark.usefixtures("regroup")
 async def test_members_join_again_at_the_store_of_their_group(start_redis: StartRedis) -> None:
     servers = [start_redis() for _ in range(3)]
     async with layers([server.url for server in servers]) as (owner, sender):
@@ -178,7 +167,6 @@ async def test_members_join_again_at_the_store_of_their_group(start_redis: Start
             assert [await receive_number(owner, channel) for _ in groups] == groups
 
 
-@pytest.mark.usefixtures("regroup")
 async def test_members_join_again_in_a_cluster(tmp_path: Path) -> None:
     binary = shutil.which("redis-server")
     if binary is None:

@@ -19,7 +19,7 @@ from support.bus import until
 from support.deadline import HANG
 from support.peers import Place, place
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("regroup")]
 
 Admin = "redis.Redis[bytes]"
 KIND = FIRST_PROTOCOL_KIND
@@ -180,7 +180,7 @@ async def test_invalid_names_and_entries_are_skipped(
             await bus.check()
             await until(lambda: bus.counted("odd name"))
             await until(lambda: bus.counted("damaged entry"))
-            await asyncio.sleep(2.2)  # a heartbeat after it
+            await asyncio.sleep(0.7)  # a heartbeat after it
             await bus.check()
             assert "odd" in bus.claimed
     assert "a beat failed" not in caplog.text

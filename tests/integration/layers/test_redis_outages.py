@@ -271,7 +271,7 @@ async def test_messages_just_after_an_outage_have_not_expired(redis_url: str) ->
         channel = await layer.new_channel()
         proxy.blackhole("writer")
         proxy.reset("writer")
-        await asyncio.sleep(2.0)  # of an outage that is longer than the expiry
+        await asyncio.sleep(1.3)  # of an outage that is longer than the expiry
         proxy.heal()
         proxy.delay(0.15, "writer")  # so that some time passes between two beats
         sent, received = 0, []

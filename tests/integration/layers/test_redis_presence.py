@@ -28,8 +28,7 @@ TOLD = Announcements(
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.2)
+def _quick(regroup: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.0)
 
 

@@ -16,7 +16,7 @@ from asgibus.layers.streams.redelivery import Redelivery, redelivery
 from support.bus import Recorder, until
 from support.deadline import in_time
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("regroup")]
 
 BATCHES = "asgibus:stream:a"
 FIELDS = ("epoch", "term", "first", "last", "bytes", "fails", "kept", "state", "writer", "cancelled", "grace")
