@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -20,6 +20,7 @@ from asgibus.layers.codec import pack
 
 USER_LENGTH = 200  # characters of a user's id
 INFO_BYTES = 16 * 1024  # of the info about a user: it is kept in memory for every connection
+INFO_LEVELS = 100  # of lists and dicts in it: far less than what JSON and msgpack can read, wherever that is done
 PAGE: Final = 1000  # users in one answer
 CLOSE_TYPE: Final = "asgibus.close"
 """The type of the message that closes connections of every kind: (code, reason)."""
@@ -94,13 +95,22 @@ def pack_info(info: object) -> bytes:
 
     Raises:
         TypeError: The info holds a value that JSON does not know.
-        ValueError: The packed info is larger than 16 KiB.
+        ValueError: The packed info is larger than 16 KiB, or has over 100 levels.
     """
     _to_json(info)
     packed = pack(info)
     if len(packed) > INFO_BYTES:
         raise ValueError(f"the info about a user has at most {INFO_BYTES} bytes, not {len(packed)}")
-    return packed
+    level = [info]
+    for _ in range(INFO_LEVELS):
+        level = [value for each in level if isinstance(each, dict | list | tuple) for value in _values(each)]
+        if not level:
+            return packed
+    raise ValueError(f"the info about a user has at most {INFO_LEVELS} levels of lists and dicts")
+
+
+def _values(collection: Any) -> Iterable[Any]:
+    return collection.values() if isinstance(collection, dict) else collection
 
 
 def user_key(user: str) -> str:
@@ -123,7 +133,7 @@ def close_message(code: object, reason: object) -> dict[str, Any]:
     if not isinstance(code, int) or not isinstance(reason, str):
         raise TypeError(f"connections are closed with an int and a str, not {code!r:.50} and {reason!r:.50}")
     if code != 1000 and not 3000 <= code <= 4999:
-        raise ValueError(f"{code} is not a close code of an app: use 1000, or one from 4000 to 4999 (RFC 6455, 7.4.2)")
+        raise ValueError(f"{code} is not a close code of an app: use 1000, or one from 3000 to 4999 (RFC 6455, 7.4.2)")
     if len(reason.encode()) > 123:
         raise ValueError("a close reason has at most 123 bytes")
     return {"type": CLOSE_TYPE, "code": int(code), "reason": str(reason)}

@@ -260,18 +260,21 @@ class Connection:
         """Say whose connection this is, once. The interface server keeps that until the connection ends.
 
         From then on `layer.user_send`, `user_close` and `user_connections` of this user include the connection, and
-        `group_add` can show the user to others. A further run of the app need not call this again, and may.
+        `group_add` can show the user to others. A further run of the app need not call this again, and may. Another
+        call of the same user replaces the info, also where the user is shown.
 
         Args:
             user: The id of the user, of 1 to 200 characters.
-            info: What others may know about the user, such as a name: JSON values, at most 16 KiB when packed.
+            info: What others may know about the user, such as a name: JSON values, at most 16 KiB when packed, of at
+                most 100 levels.
 
         Raises:
             TypeError: The id is no str, or the info is not of JSON values.
             ValueError: The id is empty or too long, or the info is too large.
             RuntimeError: This is the connection of another user, or the interface server is of an earlier release.
             OSError: The client is gone, or has too many connections: see `--max-connections-per-user`.
-            LayerUnavailable: The store could not be reached in time.
+            LayerUnavailable: The store could not be reached in time; or this is an HTTP request, and the user has too
+                many connections.
         """
         group = user_group(user)
         if self.user not in (None, user):

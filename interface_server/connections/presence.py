@@ -23,7 +23,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import MESSAGE
 from asgibus.layers.names import split_local
 from asgibus.layers.presence import Announcements, Present, close_message, user_group
-from asgibus.protocol.connect_request import reply_channel
+from asgibus.protocol.connect_request import HTTP, reply_channel
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import EXCLUDE, IDENTIFY, PRESENT, SET_WILL, WILL_SET, Event
 
@@ -75,6 +75,10 @@ class UsersMember(Member, Protocol):
     """A connection, as its user sees it."""
 
     user: UserOf | None
+
+    @property
+    def kind(self) -> str:
+        """The type of its scope."""
 
     def close(self, code: int, reason: str) -> bool:
         """Close the connection, as the app could."""
@@ -173,7 +177,12 @@ class Users:
         if not known.user:
             self._identified += 1
             known.identified_at = self._wall_clock()
-        known.user, known.info = user, info
+        if known.info != info:
+            known.info = info
+            for shown in known.groups:
+                self._present[shown][user].info = info
+                self._show(shown, user, self._present[shown][user])
+        known.user = user
         self._groups.add(member, group, partial(self._joined_own, member, group))
 
     def _joined_own(self, member: UsersMember, group: str, error: str | None) -> None:
@@ -216,8 +225,10 @@ class Users:
                         limit,
                     )
                     self._bus.post(local[0], (MESSAGE, local[1], close_message(*TOO_MANY)))
-            if own in close:
+            if own in close and member.kind != HTTP:
                 return  # the app gets a disconnect
+            if own in close:  # its response may not have begun, which only the app can end then
+                error = f"the user has over {limit} connections"
         except LayerUnavailable as unavailable:
             error = str(unavailable)
         member.group_done(group, error)
@@ -231,7 +242,7 @@ class Users:
     def _joined(self, member: UsersMember, group: str, join: bytes, leave: bytes, error: str | None) -> None:
         """Show the user, as this process has joined the group."""
         known = member.user
-        if error is not None or known is None:
+        if error is not None or known is None or group not in (member.groups or ()):  # it has left meanwhile
             member.group_done(group, error)
             return
         if join or leave:

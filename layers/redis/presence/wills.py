@@ -162,7 +162,8 @@ class Wills:
                 await self._write({connection: will}, must_exist=False)
             except LayerUnavailable as unavailable:
                 error = str(unavailable)
-                self._wills.pop(connection, None)
+                if self._wills.get(connection) is will:
+                    self.clear(connection)  # it may have been written
         on_stored(error)
 
     async def _write(self, wills: Mapping[int, _Will], *, must_exist: bool) -> bool:
@@ -190,9 +191,9 @@ class Wills:
                     self._wills.pop(connection, None)
                     self._ended.pop(connection, None)
                 return
-            every = list(wills.items())
+            every = list(wills)
             for start in range(0, len(every), WRITTEN_AT_ONCE):
-                some = {key: will for key, will in every[start : start + WRITTEN_AT_ONCE] if key in self._wills}
+                some = {key: self._wills[key] for key in every[start : start + WRITTEN_AT_ONCE] if key in self._wills}
                 await self._write(some, must_exist=False)
         except LayerUnavailable as error:
             logger.debug("the wills are not stored yet: %s", error)
@@ -214,6 +215,7 @@ class Wills:
             logger.debug("a will waits for Redis: %s", error)
             return
         if taken == GONE and not certain:
+            self._due = 0.0  # write all again, unless others have taken this process for dead
             return
         self._ended.pop(connection, None)
         will = self._wills.pop(connection, None)

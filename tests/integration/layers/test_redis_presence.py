@@ -13,7 +13,7 @@ from asgibus.layers.contract import Handler
 from asgibus.layers.presence import Announcements, Present, user_key
 from asgibus.layers.redis import heartbeat
 from asgibus.layers.redis.pipeline import Pipeline
-from asgibus.layers.redis.scripts import PRESENCE_WRITE
+from asgibus.layers.redis.scripts import PRESENCE_WRITE, WILL_WRITE
 from support.bus import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
@@ -246,8 +246,9 @@ async def test_a_key_that_others_have_changed_is_written_again(
     assert [each["text"] for each in told if '"a"' in each["text"]] == ['+"a"'], "nobody is told that a has left"
 
 
-async def test_wills_outlive_a_flush(
-    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+@pytest.mark.parametrize("loss", ["of all data", "of their key"])
+async def test_wills_outlive_a_loss(
+    loss: str, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
     one, _ = buses
     member = await layer.new_channel()
@@ -258,12 +259,42 @@ async def test_wills_outlive_a_flush(
     await until(lambda: len(stored) == 2)
     key = f"asgibus:wills:{one.mailbox}"
     assert admin.hlen(key) == 3
-    admin.flushall()
+    written = admin.hget(key, ":at")
+    if loss == "of all data":
+        admin.flushall()
+    else:
+        await until(lambda: admin.hget(key, ":at") != written)  # the first heartbeat writes them again
+        admin.delete(key)
     one.presence.execute_will(1)
     await until(lambda: admin.hlen(key) == 2)
     assert await receive(layer, member) == {"n": 1}
     one.presence.execute_will(2)
     assert await receive(layer, member) == {"n": 2}
+
+
+async def test_a_will_that_may_not_have_been_stored_is_never_sent(
+    layer: RedisChannelLayer, monkeypatch: pytest.MonkeyPatch, admin: "redis.Redis[bytes]"
+) -> None:
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    call = Pipeline.call
+
+    async def lose(pipeline: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        reply = await call(pipeline, *args, **kwargs)
+        if WILL_WRITE in args:
+            raise LayerUnavailable("no reply")
+        return reply
+
+    stored: list[str | None] = []
+    async with layer.bus("interface", Handler()) as bus:
+        with monkeypatch.context() as patch:
+            patch.setattr(Pipeline, "call", lose)
+            bus.presence.set_will(1, "room", {"n": 1}, stored.append)
+            await until(lambda: stored == ["no reply"])
+        bus.presence.set_will(2, "room", {"n": 2}, stored.append)
+        await until(lambda: len(stored) == 2)
+        bus.presence.execute_will(1)
+    assert await receive(layer, member) == {"n": 2}, "the will of a process that has ended"
 
 
 async def test_entries_are_sealed(redis_url: str, admin: "redis.Redis[bytes]") -> None:

@@ -206,6 +206,30 @@ def test_a_group_that_is_joined_again_counts_once(table: Table, store: Recording
     assert connections(store) == {"ann": 1}
 
 
+def test_another_info_is_shown(table: Table, store: RecordingPresence) -> None:
+    app, second = App(table, "ann", "room"), App(table, "ann")
+    app.send(IDENTIFY, "ann", pack("at work"))
+    assert store.users["room"]["ann"].info == "at work"
+    second.send(IDENTIFY, "ann", pack("not in the room"))
+    assert store.users["room"]["ann"].info == "at work"
+    assert [each.info for each in store.users[user_group("ann")].values()] == ["at work", "not in the room"]
+
+
+def test_who_leaves_a_group_before_it_is_joined_is_not_shown(
+    table: Table, store: RecordingPresence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, other = App(table, "ann"), App(table, "bob")
+    waiting: list[Any] = []
+    monkeypatch.setattr(table.connections.groups, "_tasks", type("Tasks", (), {"start_soon": lambda _, *a: None})())
+    app.send(PRESENT, "room", b"", b"")
+    other.send(PRESENT, "room", b"", b"")
+    waiting += table.connections.groups._groups["room"].waiting or ()
+    app.send(GROUP_DISCARD, "room")
+    for on_joined in waiting:
+        on_joined(None)
+    assert connections(store) == {"bob": 1}
+
+
 @pytest.mark.parametrize("ending", ["handed over", "killed"])
 def test_a_further_run_is_no_leave(table: Table, store: RecordingPresence, ending: str) -> None:
     app = App(table, "ann", "room")
@@ -289,6 +313,15 @@ def test_a_response_ends_when_its_user_is_closed(table: Table) -> None:
 
 
 # The limit of connections.
+
+
+def test_a_response_that_has_not_begun_is_told_of_too_many_connections() -> None:
+    table = Table(max_connections_per_user=1, user_limit="newest")
+    App(table, "ann")
+    connection, _ = table.open(HTTP)
+    table.frames((EVENT, connection.number, 1, 0, 0, IDENTIFY, "ann", pack(None)))
+    answers = [event for event in table.events() if event[0] == GROUP_DONE]
+    assert answers[-1] == (GROUP_DONE, "the user has over 1 connections", user_group("ann"))
 
 
 @pytest.mark.parametrize("limit", ["oldest", "newest"])

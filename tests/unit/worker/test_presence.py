@@ -52,6 +52,7 @@ async def test_a_call_waits_for_the_interface_server() -> None:
 
 
 def nested(depth: int) -> list[Any]:
+    """Return a list in so many others."""
     info: list[Any] = []
     for _ in range(depth):
         info = [info]
@@ -66,6 +67,7 @@ async def test_what_is_not_valid_raises_at_once() -> None:
         lambda connection: connection.identify("ann", b"no JSON"),
         lambda connection: connection.identify("ann", {"a": {1, 2}}),
         lambda connection: connection.identify("ann", nested(2000)),
+        lambda connection: connection.identify("ann", nested(100)),
         lambda connection: connection.identify("ann", "x" * 17_000),
         lambda connection: connection.group_add("room", present=True),
         lambda connection: connection.group_add("room", join=TEXT),
@@ -79,7 +81,7 @@ async def test_what_is_not_valid_raises_at_once() -> None:
         outcomes = await app.outcomes()
         assert len(interface.events(number)) == 1
     ids = [TypeError, ValueError, ValueError]
-    infos = [TypeError, TypeError, TypeError, ValueError]
+    infos = [TypeError, TypeError, TypeError, ValueError, ValueError]
     groups = [RuntimeError, ValueError, TypeError]
     assert [type(each) for each in outcomes] == [*ids, *infos, *groups, ValueError, ValueError, TypeError]
 
