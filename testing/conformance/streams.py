@@ -132,7 +132,8 @@ async def check_pages_lead_through_a_stream(make_layer: LayerFactory) -> None:
                 expect_equal(found, list(range(100)), f"entries in pages of {limit}")
                 expect_equal((page.state, page.over, after), (StreamState.OPEN, False, page.last), "the last page")
         page = await stream.page(after)
-        expect_equal((page.state, page.over, page.left), (StreamState.ENDED, True, None), "the page after the end")
+        end = page.state, page.over, page.left, page.error
+        expect_equal(end, (StreamState.ENDED, True, None, ""), "the page after the end")
         expect((await stream.info()).bytes >= 100, "an ended stream names its size")
 
 

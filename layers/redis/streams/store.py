@@ -316,7 +316,7 @@ class RedisStreams:
             items,
             *offsets,
             state,
-            "" if is_open else error.decode(errors="replace") or WRITER_GONE,
+            error.decode(errors="replace") or WRITER_GONE if state is StreamState.FAILED else "",
             cancelled == b"1",
             bool(reset) or gone,
             Offset(epoch, number),
