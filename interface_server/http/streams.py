@@ -11,11 +11,10 @@ import asyncio
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from asgibus.interface_server.callback_tasks import CallbackTasks
 from asgibus.interface_server.connections.followers import Following
@@ -29,7 +28,7 @@ from asgibus.protocol.durable_streams import READ_TABLE, Answer, Batch, ReadEven
 from asgibus.protocol.events import RESPONSE, RESPONSE_BODY, RESPONSE_END, RESPONSE_START, Event
 from asgibus.protocol.followers import Delivery, FollowState
 from asgibus.protocol.states import transition
-from asgibus.protocol.stream_names import require_key, why_refused
+from asgibus.protocol.stream_names import SIGNATURE, require_key, why_refused
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.registry import ConnectionRegistry
@@ -43,7 +42,7 @@ READS_AT_ONCE: Final = 16  # pages that are read at a time, so that a burst of c
 READERS_AT_ONCE: Final = 32  # that are answered with a page in one callback of the event loop
 EVENTS_SECONDS: Final = 60.0  # that server-sent events last, section 5.8; then the client connects again
 
-_SIGNATURE: Final = re.compile(rb"\bsignature=[^&]*")
+_SIGNATURE_SHOWN: Final = b"signature=..."
 _FAULT: Final = durable.refuse(500, "The stream cannot be read.")
 _AWAY: Final = (503, "The streams cannot be read now.")
 _MISSING: Final = durable.refuse(404, "There is no stream of this name.")
@@ -126,11 +125,12 @@ class StreamEndpoint:
         """Return a reader that is going to answer a request; None if the request is one for the app.
 
         Args:
-            request: The request. Its signature is removed from what the log shows.
+            request: The request. The access log does not show its signature, whoever answers.
             terminator: The socket.
         """
         if not request.raw_path.startswith(self._prefix):
             return None
+        self._hide_signature(request)
         if not durable.is_for_reading(request.method, request.headers):
             return None
         reader = StreamReader(self, terminator)
@@ -140,20 +140,24 @@ class StreamEndpoint:
             self._loop.call_soon(reader.answer, refused.answer)
         return reader
 
+    @staticmethod
+    def _hide_signature(request: Request) -> None:
+        """Remove the signature from the log: a reader of the log must not be able to read the stream."""
+        if request.query_string:
+            shown = [_SIGNATURE_SHOWN if _is_signature(each) else each for each in request.query_string.split(b"&")]
+            request.target = request.raw_path + b"?" + b"&".join(shown)
+
     def _begin(self, reader: StreamReader, request: Request) -> None:
         """Have a reader answer a request. Raises Refused."""
-        raw_path, query_string = request.raw_path, request.query_string
-        # A reader of the log must not be able to read the stream.
-        request.target = raw_path + b"?" + _SIGNATURE.sub(b"signature=...", query_string) if query_string else raw_path
         if request.method == "OPTIONS":
             self._loop.call_soon(reader.answer, durable.preflight())
             return
-        query = durable.parse_query(query_string)
-        name = durable.find_name(unquote(raw_path[len(self._prefix) :].decode("latin-1")))
+        query = durable.parse_query(request.query_string)
+        name = unquote(request.raw_path[len(self._prefix) :].decode("latin-1"))
         if self._keys is not None and (why := why_refused(name, query, self._keys, time.time())):
             self.connections.counts["stream refused"] += 1
             raise Refused(403, why)
-        reader.request = durable.parse(name, request.method, query, request.headers)
+        reader.request = durable.parse(durable.find_name(name), request.method, query, request.headers)
         if not self.connections.bus.available:
             raise Refused(*_AWAY)
         self.read(reader)
@@ -222,6 +226,11 @@ class StreamEndpoint:
                     reader.on_page(page, batch, shared)
             except Exception:  # the other readers still get theirs
                 logger.exception(FAULT, abort_faulty(reader, self.connections.counts))
+
+
+def _is_signature(parameter: bytes) -> bool:
+    """Return whether a parameter of a query is the signature, however its name is encoded."""
+    return unquote_to_bytes(parameter.partition(b"=")[0]) == SIGNATURE.encode()
 
 
 class StreamReader:

@@ -5,7 +5,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -191,16 +191,21 @@ async def test_a_stream_is_read_with_its_signature_alone(caplog: pytest.LogCaptu
         assert (await served.get(signed)).json() == ["a"]
         assert (await served.get(signed + "&offset=now")).json() == []
         assert (await served.get(signed, "HEAD")).status_code == 200
-        refused = [await served.get(each) for each in ("log", "other", signed.replace("log", "other", 1), signed[:-1])]
+        assert (await served.get(signed.replace("signature", "%73ignature"))).json() == ["a"]
+        unsigned = "log", "other", "a/b", signed.replace("log", "other", 1), signed[:-1]
+        refused = [await served.get(each) for each in unsigned]
         assert {(each.status_code, each.text) for each in refused} == {
             (403, "The signature of this stream is missing or wrong.\n")
         }
         assert (await served.get(expired)).text == "The signature of this stream has expired.\n"
-        assert served.server.counts()["stream refused"] == 5
+        assert served.server.counts()["stream refused"] == 6
         await served.get(signed, "OPTIONS", **{"access-control-request-method": "GET"})
+        with suppress(httpx.ReadTimeout):  # there is no app
+            await served.client.request("POST", f"/streams/{signed}", timeout=0.05)
     logged = "\n".join(record.getMessage() for record in caplog.records)
     assert f"GET /streams/log?expires={FAR}&signature=...&offset=now HTTP/1.1" in logged
     assert f"OPTIONS /streams/log?expires={FAR}&signature=... HTTP/1.1" in logged
+    assert f"POST /streams/log?expires={FAR}&signature=... HTTP/1.1" in logged
     assert signed.rpartition("=")[2][:20] not in logged
 
 
