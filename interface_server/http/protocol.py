@@ -57,8 +57,9 @@ from asgibus.protocol.events import (
     TRAILERS_END,
     Event,
 )
-from asgibus.protocol.states import AppState, transition
+from asgibus.protocol.states import AppState, ConnectionState, transition
 from asgibus.protocol.stream import PART
+from asgibus.protocol.stream_frames import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from asgibus.interface_server.connections.connection import Connection
@@ -576,6 +577,14 @@ class HttpProtocol(asyncio.Protocol):
             self._reader.tick(now)
         elif settings.http_timeout is not None and now - self._started > settings.http_timeout:
             self._end_exchange(ErrorResponse(503, "The app did not answer in time."))
+        elif self._state is HALF_CLOSED and self._is_detached and not self.write_paused:
+            # A client that is gone looks the same as one that has closed its sending side. Writing tells them apart,
+            # and no app learns of it and ends the response.
+            self._writer.body(KEEP_ALIVE[1])
+
+    @property
+    def _is_detached(self) -> bool:
+        return self._connection is not None and self._connection.state is ConnectionState.DETACHED
 
     def _expire_idle(self) -> None:
         incoming = self._parser.request

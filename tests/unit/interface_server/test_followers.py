@@ -507,6 +507,20 @@ def test_a_client_that_leaves_a_detached_response() -> None:
     assert (HTTP_DISCONNECT, True) not in client.table.events()
 
 
+def test_a_client_that_may_have_left_gets_comments_which_tell() -> None:
+    client = Response()
+    writer = Writer(client.table)
+    writer.append(1)
+    assert client.protocol.eof_received()
+    for _ in range(2):
+        client.protocol.expire(client.connections.now)
+    assert client.body.endswith(b"data: 1\n\n:\n\n:\n\n")
+    writer.append(2)
+    writer.end()
+    assert client.body.count(b"data: ") == 3
+    assert client.transport.closed
+
+
 def test_a_client_that_leaves_before_the_response_is_detached() -> None:
     client = Socket()
     client.send(get("/answer"))
