@@ -65,8 +65,6 @@ KEYS: Final = Format("keys", written=1, oldest=1, newest=1)
 """Leases, groups, channels and work queues in the store, with the scripts that read and write them."""
 
 FORMATS: Final = (CONNECT_REQUEST, PAYLOAD, ENTRY, KEYS)
-_UNPUBLISHED: Final = {"connect requests": (3, 3, 3), "payloads": (3, 3, 3), "entries": (2, 1, 2), "keys": (1, 1, 1)}
-"""The formats of processes that publish none, which are older than 0.1.0."""
 
 
 def published() -> dict[str, Any]:
@@ -74,15 +72,14 @@ def published() -> dict[str, Any]:
     return {"release": RELEASE, "formats": {each.name: each[1:] for each in FORMATS}}
 
 
-def disagreement(process: str, its: Mapping[str, Any] | None) -> str | None:
+def disagreement(process: str, its: Mapping[str, Any]) -> str | None:
     """Return why this process and another one do not understand each other; None if they do.
 
     Args:
         process: The name of the other process.
-        its: What the other process has published; None if that is nothing.
+        its: What the other process has published.
     """
-    its_release = "an earlier release" if its is None else f"asgibus {its.get('release')!s:.20}"
-    formats = _UNPUBLISHED if its is None else its.get("formats", {})
+    formats = its.get("formats", {})
     for ours in FORMATS:
         theirs = formats.get(ours.name)
         if theirs is None:
@@ -92,8 +89,8 @@ def disagreement(process: str, its: Mapping[str, Any] | None) -> str | None:
             continue
         older = process if written < ours.oldest or ours.written > newest else "this process"
         return (
-            f"{process} is of {its_release} and this process of asgibus {RELEASE}, which do not understand each "
-            f"other: {ours.name} have version {written} there and {ours.written} here. Upgrade {older}, in steps that "
-            f"neighbouring releases take, or give one of the two its own --prefix"
+            f"{process} is of asgibus {its.get('release')!s:.20} and this process of asgibus {RELEASE}, which do not "
+            f"understand each other: {ours.name} have version {written} there and {ours.written} here. Upgrade "
+            f"{older}, in steps that neighbouring releases take, or give one of the two its own --prefix"
         )
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis import scripts
@@ -29,9 +29,10 @@ async def check_releases(store: Store, until: float) -> None:
     all_published = dict(zip(found[::2], found[1::2], strict=True))
     for process in entries.valid_names(keys.processes, (each for each in live if each[-1:] == b"!")):
         entry = all_published.pop(process.encode(), None)
+        if entry is None:
+            continue  # it has just taken its lease
         try:
-            its: Any = None if entry is None else entries.unpack(key, entry)
-            why = disagreement(process, its)
+            why = disagreement(process, entries.unpack(key, entry))
         except (ValueError, TypeError, AttributeError):
             continue  # it has another encryption key, which is reported where its entries are read
         if why is not None:
