@@ -174,7 +174,9 @@ async def _read_request(stream: SocketStream) -> Request:
             if size >= MAX_HEAD_SIZE:
                 error = error or HEAD_TOO_LARGE  # the parser does not count empty lines before a request
             if error is not None and not heads:
-                heads.append(Request(None, None, "http", {}, error=error))
+                request = Request(None, None, "http", {})
+                request.error = error
+                heads.append(request)
     finally:
         parser.release()
     return heads[0]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from asgibus.protocol.connect_request import HTTP, WEBSOCKET
 from asgibus.protocol.events import ABORT, CLOSE, OTHER_CLOSE, RESPONSE_END, RESPONSE_START, Event, other
 from asgibus.protocol.states import AppState
+
+SERVICE_RESTART: Final = 1012  # close code: the service restarts, and the client may connect again
 
 
 def at_return(kind: str, state: AppState, *, resumed: bool, failed: bool) -> tuple[tuple[Event, ...], str]:
@@ -28,19 +32,18 @@ def at_return(kind: str, state: AppState, *, resumed: bool, failed: bool) -> tup
     return ((ABORT,),), "returned before its response was complete"
 
 
-def at_stop(kind: str, state: AppState, *, resumed: bool, code: int) -> tuple[Event, ...]:
+def at_stop(kind: str, state: AppState, *, resumed: bool) -> tuple[Event, ...]:
     """Return the events that close a WebSocket, or a connection of another protocol, because the worker stops.
 
     Args:
         kind: The type of the scope.
         state: The state in which the app has left the connection.
         resumed: Whether an earlier run has accepted the client.
-        code: The close code for the client of an open WebSocket.
     """
     if kind != WEBSOCKET:
         return (_other_close(kind),) if state is AppState.OPEN else ()
     if state is AppState.OPEN or resumed:
-        return ((CLOSE, code, ""),)
+        return ((CLOSE, SERVICE_RESTART, ""),)
     if state is AppState.HANDSHAKE:
         return _answer(503, b"This server is stopping.")
     return ((ABORT,),) if state is AppState.DENYING else ()

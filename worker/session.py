@@ -80,11 +80,10 @@ from asgibus.worker.silent_run import SilentRun
 
 logger = logging.getLogger("asgibus.worker")
 
-SERVICE_RESTART: Final = 1012  # close code: the service restarts, and the client may connect again
 OTHER_TASKS_SECONDS = 0.1  # for what other tasks of the app do before a hand-over, if one of them waits in `receive`
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block others
 
-_HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, SERVICE_RESTART, "")
+_HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, endings.SERVICE_RESTART, "")
 _DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
 _NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
@@ -697,8 +696,10 @@ class Session:
         """Handle that the interface server does not know this connection."""
         if self.task is None:
             self.host.forget(self)
-        else:
-            self.disconnected(1006)
+        elif self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
+            self._inbox.append((self.stream.expected, disconnect(self.kind, 1006, "")))
+            self._set_disconnected()
+            self._wake_receivers()
 
     def on_superseded(self) -> None:
         """End this run as if it were handed over, because another run serves its connection."""
@@ -733,18 +734,6 @@ class Session:
     def may_probe(self) -> bool:
         """Whether the client is still served by this run."""
         return self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED)
-
-    def disconnected(self, code: int, reason: str = "") -> None:
-        """Disconnect the app from its client, although the interface server has sent no disconnect.
-
-        Args:
-            code: The close code for the app.
-            reason: The reason for the app.
-        """
-        if self.run not in (RunState.DISCONNECTED, RunState.SUPERSEDED):
-            self._inbox.append((self.stream.expected, disconnect(self.kind, code, reason)))
-            self._set_disconnected()
-            self._wake_receivers()
 
     def _set_disconnected(self) -> None:
         if self.run is not _DISCONNECTED:
@@ -893,9 +882,11 @@ class Session:
 
     def _close_for_stop(self) -> None:
         """Close the client's WebSocket, or its connection of another protocol, because the worker stops."""
-        for event in endings.at_stop(self.kind, self._app_state, resumed=self.resumed, code=SERVICE_RESTART):
+        for event in endings.at_stop(self.kind, self._app_state, resumed=self.resumed):
             self._outbox.post(event)
         self._app_state = _COMPLETE
-        self._disconnect = disconnect(self.kind, SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops")
+        self._disconnect = disconnect(
+            self.kind, endings.SERVICE_RESTART, "" if self.kind == WEBSOCKET else "the worker stops"
+        )
         self._set_disconnected()
         self._wake_receivers()

@@ -79,28 +79,17 @@ class Request(RequestHead):
         "wants_trailers",
     )
 
-    def __init__(
-        self,
-        client: Address | None,
-        server: Address | None,
-        scheme: str,
-        extensions: dict[str, Any],
-        *,
-        kind: str = HTTP,
-        method: str = "",
-        raw_path: bytes = b"",
-        error: ErrorResponse | None = None,
-    ) -> None:
+    def __init__(self, client: Address | None, server: Address | None, scheme: str, extensions: dict[str, Any]) -> None:
         self.client = client
         self.server = server
         self.scheme = scheme
         self.extensions = extensions
         self.target = b""
-        self.method = method
+        self.method = ""
         self.http_version = "1.1"
         self.headers = []
-        self.kind = kind
-        self.raw_path = raw_path
+        self.kind = HTTP
+        self.raw_path = b""
         self.query_string = b""
         self.subprotocols = ()
         self.keep_alive = True
@@ -121,7 +110,7 @@ class Request(RequestHead):
         """Whether the whole body was passed to the app."""
         self.answered = False
         """Whether the response is written; the rest of the body is then discarded."""
-        self.error = error
+        self.error: ErrorResponse | None = None
 
     def export(self) -> dict[str, Any]:
         """Return the values of all attributes by name, of types that msgpack knows, for another process."""

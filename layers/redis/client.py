@@ -176,9 +176,12 @@ class RedisConnection(asyncio.Protocol):
         host, port = name[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def overdue(self, seconds: float) -> bool:
-        """Return whether Redis has owed a reply for longer than that."""
-        return bool(self._replies) and self._loop.time() - self.owed_since > seconds
+    def abort_if_silent(self) -> bool:
+        """End the connection if Redis has owed a reply for too long. Return whether it has."""
+        silent = bool(self._replies) and self._loop.time() - self.owed_since > SILENCE_SECONDS
+        if silent:
+            self.abort(f"no reply for {SILENCE_SECONDS:g} s")
+        return silent
 
     def abort(self, reason: str) -> None:
         """End the connection at once."""
@@ -388,8 +391,7 @@ class ReconnectingConnection:
             done, _ = await asyncio.wait([connection.lost], timeout=LOOK_SECONDS)
             if done:
                 return connection.lost.result()
-            if connection.overdue(SILENCE_SECONDS):
-                connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
+            connection.abort_if_silent()
 
     async def _reconnect(self, pause: float) -> RedisConnection:
         while True:

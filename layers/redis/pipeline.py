@@ -100,12 +100,12 @@ class _Batch:
 class Pipeline:
     """The commands of one event loop to one store, on one connection."""
 
-    def __init__(self, address: Address, keys: Keys, entries: EntryCodec, name: str, outage: Outage) -> None:
+    def __init__(self, address: Address, keys: Keys, entries: EntryCodec, outage: Outage) -> None:
         self._loop = asyncio.get_running_loop()
         self._mailbox_keys = keys.mailbox("")  # the beginning of the key of each mailbox
         self._entries = entries
         self._counts = outage.counts
-        self._link = ReconnectingConnection(address, name, outage, self._on_up, self._on_down)
+        self._link = ReconnectingConnection(address, "asgibus-writer", outage, self._on_up, self._on_down)
         self._batches: dict[tuple[str, str], _Batch] = {}
         self._commands: dict[Command, None] = {}  # ordered, and quick to remove one
         self._acks: dict[tuple[str, OnAcked], list[bytes]] = {}

@@ -70,7 +70,7 @@ class StoreClient:
         self.outage = Outage(address, counts)
         self.deaths: dict[str, int] = {}
         """Deaths that the buses here have counted, and when each was reported last, in ms by Redis's clock."""
-        self.pipeline = Pipeline(address, keys, entries, "asgibus-writer", self.outage)
+        self.pipeline = Pipeline(address, keys, entries, self.outage)
         self.pipeline.on_up.add(self._on_up)
         self._run_id = ""
         self._expiry = round(settings.expiry * 1000)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from asgibus.layers.redis import client, deaths, heartbeat, mailbox, work_queue
-from asgibus.layers.redis.ordinary import blocking, reader
+from asgibus.layers.redis.ordinary import reader
 
 VARIABLE = "SHORT_LEASES"
 """Set in the environment of the peers."""
@@ -49,8 +49,7 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
         set_value(heartbeat, name, value)
     for module in (client, mailbox, reader, work_queue):
         set_value(module, "BLOCK_SECONDS", BLOCK)
-    for module in (client, blocking):
-        set_value(module, "SILENCE_SECONDS", SILENCE)
+    set_value(client, "SILENCE_SECONDS", SILENCE)
     set_value(deaths, "SUSPECT_SECONDS", SUSPECT)
     set_value(deaths, "RECONNECT_SECONDS", RECONNECT)
 

@@ -188,7 +188,8 @@ class Table:
         self, kind: str = WEBSOCKET, events: tuple[Event, ...] = (), method: str = "GET"
     ) -> tuple[Any, RecordingTerminator]:
         terminator = RecordingTerminator()
-        request = Request(None, None, "http", {}, raw_path=b"/", kind=kind, method=method)
+        request = Request(None, None, "http", {})
+        request.raw_path, request.kind, request.method = b"/", kind, method
         return self.connections.open(request, cast(Any, terminator), events), terminator
 
     def open_accepted(

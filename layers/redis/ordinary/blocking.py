@@ -12,7 +12,6 @@ from asgibus.layers.compiling import mypyc_attr
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.redis.client import (
     LOOK_SECONDS,
-    SILENCE_SECONDS,
     RedisConnection,
     RedisError,
     background,
@@ -21,6 +20,7 @@ from asgibus.layers.redis.client import (
 from asgibus.layers.redis.config import Address
 from asgibus.layers.redis.pipeline import Pipeline
 
+NAME = "asgibus-receive"  # of the connections, in Redis
 MOVING = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")  # errors of a cluster node while a slot moves
 
 
@@ -49,18 +49,16 @@ class Operation:
 class BlockingConnections:
     """The connections of one event loop to one store. All methods are called from that loop."""
 
-    def __init__(self, address: Address, pipeline: Pipeline, name: str) -> None:
+    def __init__(self, address: Address, pipeline: Pipeline) -> None:
         """Prepare to connect; the first `start` opens a connection.
 
         Args:
             address: Where Redis is.
             pipeline: Its connection tells which Redis is the current one after a failover.
-            name: The name of the connections in Redis.
         """
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._pipeline = pipeline
-        self._name = name
         self._idle: list[RedisConnection] = []
         self._busy: dict[RedisConnection, Operation] = {}
         self._queued: deque[Operation] = deque()  # wait for a connection
@@ -130,12 +128,12 @@ class BlockingConnections:
 
     async def _connect(self) -> None:
         try:
-            connection = await connect(self._address, self._name)
+            connection = await connect(self._address, NAME)
         except LayerUnavailable as error:
             self._fail_queued(error, 1)
             return
         if self._ending is None:
-            self._ending = background(self._last(), f"{self._name} end")
+            self._ending = background(self._last(), f"{NAME} end")
             self._ending.add_done_callback(lambda _: self._end_all())
         connection.lost.add_done_callback(partial(self._lost, connection))
         self._release(connection)
@@ -186,9 +184,7 @@ class BlockingConnections:
     def _watch(self) -> None:
         """End the connections that have been silent for too long, and those to a Redis that has been replaced."""
         for connection in list(self._busy):
-            if connection.overdue(SILENCE_SECONDS):
-                connection.abort(f"no reply for {SILENCE_SECONDS:g} s")
-            elif self._is_outdated(connection):
+            if not connection.abort_if_silent() and self._is_outdated(connection):
                 connection.abort("another Redis has taken its place")
         self._watching = bool(self._busy)
         if self._watching:

@@ -124,7 +124,7 @@ class ChannelReader:
         self._expiry = round(expiry * 1000)
         self._taken_expiry = round(group_expiry * 1000)
         self._clock_offset = 0.0  # of Redis's clock to that of the event loop, at the last look
-        self._connections = BlockingConnections(address, pipeline, "asgibus-receive")
+        self._connections = BlockingConnections(address, pipeline)
         self._channels: dict[str, _Channel] = {}
         # Calls of `take` under way, and how many messages of which channel are lost without the reply.
         self._takes: dict[asyncio.Future[list[Any]], tuple[str, int]] = {}

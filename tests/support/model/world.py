@@ -64,7 +64,8 @@ class World(logging.Handler):
     def new_client(self) -> Client:
         client = Client(self, self.interface)
         number = len(self.by_number) + 1
-        request = Request(None, None, "http", {}, raw_path=b"/", kind=WEBSOCKET)
+        request = Request(None, None, "http", {})
+        request.raw_path, request.kind = b"/", WEBSOCKET
         self.interface.connections._numbers = itertools.count(number)
         self.by_number[self.interface.bus.mailbox, number] = client
         client.connection = self.interface.connections.open(request, cast(Any, client), ())
