@@ -26,13 +26,14 @@ from asgibus.layers.contract import Message
 from asgibus.layers.errors import StreamReset
 from asgibus.layers.presence import CLOSE_TYPE, Announcements, Present, pack_info, require_user, user_group
 from asgibus.layers.streams import BEGINNING, Stream, parse_offset
+from asgibus.layers.streams.offsets import client_offset
 from asgibus.layers.streams.past import KEPT, group_past, place_offset
 from asgibus.protocol.events import EXCLUDE
 from asgibus.protocol.followers import Delivery
-from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, read_template
+from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, read_template, sse_template
 from asgibus.worker.connection import Connection, connection
 from asgibus.worker.local_layer import local_layer
-from asgibus.worker.stream_response import sse_template, stream_response
+from asgibus.worker.stream_response import stream_response
 
 try:
     from starlette.background import BackgroundTask
@@ -277,17 +278,17 @@ class GroupSocket(WebSocket):
             after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
                 those behind it, and then what comes, without a gap and without a duplicate. See `Bus.send`.
             reset: The text of a message that the client gets in place of messages behind its offset that are not kept
-                any more. Without `after` it has no effect.
+                any more, or if its offset is none. Without `after` it has no effect.
             subprotocol: The subprotocol to accept.
             headers: Headers of the response to the handshake.
 
         Raises:
             TypeError: A name is not valid.
-            ValueError: An event, the offset or `reset` is not valid, or the offset is given for several groups.
+            ValueError: An event or `reset` is not valid, or an offset is given for several groups.
             RuntimeError: `identify` was not called before.
             LayerUnavailable: The store could not be reached in time.
         """
-        if len(groups) > 1 and parse_offset(after) != BEGINNING:
+        if len(groups) > 1 and client_offset(after) != BEGINNING:
             raise ValueError("an offset is that of one group: join each group in a block of its own")
         if self.application_state is WebSocketState.CONNECTING:
             await self.accept(subprotocol, headers)
@@ -426,7 +427,7 @@ class _LocalPast:
     ) -> None:
         self._socket = socket
         self._stream = layer.stream(group_past(group))
-        self._offset = str(parse_offset(after))
+        self._offset = str(client_offset(after))
         self._frames = read_template(pack_template({"kind": EVENTS, "reset": reset}))
 
     async def write(self) -> None:

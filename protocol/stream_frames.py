@@ -49,6 +49,33 @@ Template = Literal["raw"] | Mapping[str, Any]
 """The form of entries for clients: `"raw"` for entries as they are, or texts by their use."""
 
 
+def _members(template: Template | None) -> Mapping[str, Any]:
+    """Return the members of a template, as an app gives it. Raises ValueError if it is none."""
+    if template is None:
+        return {}
+    if template == "raw":
+        return {"raw": True}
+    if not isinstance(template, Mapping):
+        raise ValueError(f'a template is "raw" or a dict, not {template!r:.50}')
+    for name in ("kind", "event"):  # the first is known, and the second is an argument of its own
+        if name in template:
+            raise ValueError(f"a template has no member {name!r}")
+    return template
+
+
+def sse_template(template: Template | None, event: str) -> bytes:
+    """Return the packed template of an event stream.
+
+    Args:
+        template: As an app gives it.
+        event: The type of the events.
+
+    Raises:
+        ValueError: It is not valid.
+    """
+    return pack_template({**_members(template), "kind": SSE, **({"event": event} if event else {})})
+
+
 def websocket_template(template: Template | None) -> dict[str, Any]:
     """Return the members of a template for WebSockets.
 
@@ -56,16 +83,10 @@ def websocket_template(template: Template | None) -> dict[str, Any]:
         template: As an app gives it. A text may also be a `websocket.send` event with a text.
 
     Raises:
-        ValueError: A member is an event of another type.
+        ValueError: It is not valid, or a member is an event of another type.
     """
-    if template is None:
-        return {}
-    if template == "raw":
-        return {"raw": True}
-    if not isinstance(template, Mapping):
-        raise ValueError(f'a template is "raw" or a dict, not {template!r:.50}')
     members = {}
-    for name, text in template.items():
+    for name, text in _members(template).items():
         if isinstance(text, Mapping):
             if text.get("type") != "websocket.send" or not isinstance(text.get("text"), str):
                 raise ValueError(f"the {name} of a template is a text, or a websocket.send event with a text")

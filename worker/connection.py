@@ -10,7 +10,8 @@ from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Message
 from asgibus.layers.names import require_group, require_own_stream, stream_group
 from asgibus.layers.presence import Present, fill, pack_info, user_group
-from asgibus.layers.streams import Stream, parse_offset
+from asgibus.layers.streams import Stream
+from asgibus.layers.streams.offsets import client_offset
 from asgibus.layers.streams.past import group_past
 from asgibus.protocol.checks import MAX_KEPT_EVENT_BYTES
 from asgibus.protocol.connect_request import PRESENCE, STREAMS, reply_channel
@@ -212,11 +213,11 @@ class Connection:
             after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
                 those behind it, and then what comes, without a gap and without a duplicate. See `group_send`.
             reset: The text of a WebSocket message that the client gets in place of messages behind its offset that are
-                not kept any more. Without `after` it has no effect.
+                not kept any more, or if its offset is none. Without `after` it has no effect.
 
         Raises:
             TypeError: The name is not valid, or an event holds a value that a message cannot hold.
-            ValueError: An event, the offset or `reset` is not valid, or an event is larger than 16 KiB.
+            ValueError: An event or `reset` is not valid, an event is larger than 16 KiB, or the offset is no text.
             RuntimeError: `identify` was not called before, or the interface server is of an earlier release.
             OSError: The client is gone.
             LayerUnavailable: The store could not be reached in time.
@@ -230,7 +231,7 @@ class Connection:
         if after is not None:
             # It follows first: from then on it gets kept messages from there alone.
             template = pack_template({"kind": EVENTS, "reset": reset})
-            await self._follow(group_past(group), str(parse_offset(after)), template)
+            await self._follow(group_past(group), str(client_offset(after)), template)
         if not present:
             await self._session.change(group, (GROUP_ADD, group), _MEMBERSHIPS)
             return
@@ -378,12 +379,13 @@ class Connection:
 
         Args:
             stream: The name of the stream.
-            after: The offset of the last entry that the client has, as it got it; None for the beginning.
+            after: The offset of the last entry that the client has, as it got it; None or "" for the beginning. Any
+                other text is answered with a reset, and all that is kept.
             template: What the client gets; by default JSON. See the page "Keep and follow a stream".
 
         Raises:
             TypeError: The name of the stream is not valid.
-            ValueError: The offset or the template is not valid.
+            ValueError: The template is not valid, or the offset is no text.
             RuntimeError: The client is not accepted yet, has no WebSocket, or its interface server is of an earlier
                 release.
             OSError: The client is gone.
@@ -393,7 +395,7 @@ class Connection:
         packed = pack_template(websocket_template(template))
         if self._session.is_http:
             raise RuntimeError("only WebSockets follow streams: answer a request with asgibus.stream_response")
-        await self._follow(require_own_stream(stream), str(parse_offset(after)), packed)
+        await self._follow(require_own_stream(stream), str(client_offset(after)), packed)
 
     async def unfollow(self, stream: str) -> None:
         """Have the client follow a stream no more; do nothing if it does not. Its offset is forgotten.

@@ -17,10 +17,11 @@ import anyio
 from asgibus.layers.errors import LayerUnavailable, StreamError, StreamReset
 from asgibus.layers.names import require_own_stream
 from asgibus.layers.streams import BEGINNING, Offset, Page, Stream, StreamState, parse_offset
+from asgibus.layers.streams.offsets import client_offset
 from asgibus.protocol.event_stream import LAST_EVENT_ID
 from asgibus.protocol.events import RESPONSE_BODY
 from asgibus.protocol.followers import Delivery
-from asgibus.protocol.stream_frames import KEEP_ALIVE, SSE, StreamFrames, Template, pack_template, read_template
+from asgibus.protocol.stream_frames import KEEP_ALIVE, StreamFrames, Template, read_template, sse_template
 from asgibus.worker.connection import Extension
 from asgibus.worker.local_layer import local_layer
 
@@ -33,21 +34,6 @@ _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # for nginx
 )
-_UNKNOWN: Final = Offset(1, 0)  # of an epoch that never was: the client is told of the reset
-
-
-def sse_template(template: Template | None, event: str) -> bytes:
-    """Return the packed template of an event stream.
-
-    Args:
-        template: As an app gives it.
-        event: The type of the events.
-
-    Raises:
-        ValueError: It is not valid.
-    """
-    members: Mapping[str, Any] = {"raw": True} if template == "raw" else template or {}
-    return pack_template({**members, "kind": SSE, **({"event": event} if event else {})})
 
 
 async def stream_response(
@@ -74,7 +60,8 @@ async def stream_response(
         receive: ASGI's `receive`.
         send: ASGI's `send`.
         stream: The stream, or its name.
-        after: The offset of the last entry that the client has; None for the beginning.
+        after: The offset of the last entry that the client has; None or "" for the beginning. Any other text is
+            answered with a reset, and all that is kept.
         template: What the client gets: `"raw"`, or the `data` of the events by what they are for. See the page "Keep
             and follow a stream".
         event: The type of the events of entries; by default they have none.
@@ -114,16 +101,9 @@ def _offset_of(scope: Mapping[str, Any], after: str | None) -> tuple[Offset, boo
     """Return the offset after which a client goes on, and whether it has got that in an earlier response."""
     last = dict(scope["headers"]).get(LAST_EVENT_ID)
     if last:
-        return _parse(last.decode("latin-1")), True
+        return client_offset(last.decode("latin-1")), True
     given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("after")
-    return (_parse(given[0]), False) if given else (parse_offset(after), False)
-
-
-def _parse(text: str) -> Offset:
-    try:
-        return parse_offset(text)
-    except ValueError:
-        return _UNKNOWN
+    return client_offset(given[0] if given else after), False
 
 
 async def _is_over(stream: Stream, offset: Offset) -> bool:

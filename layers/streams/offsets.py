@@ -28,6 +28,7 @@ class Offset(NamedTuple):
 
 BEGINNING: Final = Offset(0, 0)
 """The place in front of all entries, `"0"` as text."""
+_GONE: Final = Offset(1, 0)  # of an epoch that never was
 
 
 def parse_offset(text: object) -> Offset:
@@ -47,3 +48,17 @@ def parse_offset(text: object) -> Offset:
     if match is None:
         raise ValueError(f'the offset of a stream is "0" or a text such as "1764541234567-42", not {text!r:.100}')
     return Offset(int(match[1]), int(match[2]))
+
+
+def client_offset(text: object) -> Offset:
+    """Return the offset that a client has named, which may be any text.
+
+    A text that is no offset is taken for one of a stream that is gone: what follows it is a reset, and then all that is
+    kept. An empty text is the beginning.
+
+    Raises:
+        ValueError: It is neither a text, nor an Offset, nor None: a fault of the app, and not of the client.
+    """
+    if isinstance(text, str) and text != "0" and _OFFSET.match(text) is None:
+        return _GONE if text else BEGINNING
+    return parse_offset(text)

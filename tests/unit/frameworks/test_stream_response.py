@@ -88,6 +88,7 @@ async def test_a_stream_of_the_layer_is_the_same_as_its_name() -> None:
     assert detach[1] == "answer"
 
 
-def test_a_template_is_checked_at_once() -> None:
-    with pytest.raises(ValueError, match="no member"):
-        StreamResponse("answer", template={"new": "x"})
+@pytest.mark.parametrize("template", [{"new": "x"}, {"kind": "websocket"}, {"event": "x"}, "html", ""])
+def test_a_template_is_checked_at_once(template: Any) -> None:
+    with pytest.raises(ValueError, match=r'no member|is "raw" or a dict'):
+        StreamResponse("answer", template=template)

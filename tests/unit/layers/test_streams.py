@@ -10,6 +10,7 @@ from asgibus.layers.errors import EntryTooLarge, MessageTooLarge
 from asgibus.layers.settings import LayerSettings, StreamLimits
 from asgibus.layers.streams import BEGINNING, Broadcast, Offset, StreamState, parse_broadcast, parse_offset
 from asgibus.layers.streams.batches import BATCH_BYTES, BATCH_SECONDS, EARLY_SECONDS, ENTRY_BYTES, MOST_BYTES, Batcher
+from asgibus.layers.streams.offsets import client_offset
 
 
 @pytest.mark.parametrize("text", ["1764541234567-1", "1-0", "999999999999999-999999999999999"])
@@ -34,6 +35,14 @@ def test_offsets_are_ordered_by_epoch_and_number() -> None:
 def test_another_text_is_refused_with_the_form(text: Any) -> None:
     with pytest.raises(ValueError, match='the offset of a stream is "0" or a text such as'):
         parse_offset(text)
+
+
+def test_clients_may_name_any_text_and_apps_may_not() -> None:
+    assert client_offset("1764541234567-42") == Offset(1764541234567, 42)
+    assert client_offset(None) == client_offset("") == client_offset("0") == BEGINNING
+    assert {client_offset(each) for each in ("x", "0-0", "1-2-3", "\u0661-\u0661", "1" * 99, "-1")} == {Offset(1, 0)}
+    with pytest.raises(ValueError, match="not 42"):
+        client_offset(42)
 
 
 def test_the_first_entry_of_a_slow_writer_is_due_at_once() -> None:

@@ -54,7 +54,8 @@ async def test_a_call_waits_until_the_interface_server_follows() -> None:
 async def test_what_cannot_be_followed_raises_at_once() -> None:
     app = Calls(
         lambda connection: connection.follow("no stream"),
-        lambda connection: connection.follow("answer", after="42"),
+        lambda connection: connection.follow("answer", after=42),
+        lambda connection: connection.follow("answer", template={"kind": "sse"}),
         lambda connection: connection.follow("answer", template="html"),
         lambda connection: connection.follow("answer", template={"new": "x"}),
         lambda connection: connection.follow("answer", template={"entry": {"type": "websocket.close"}}),
@@ -65,8 +66,22 @@ async def test_what_cannot_be_followed_raises_at_once() -> None:
         number = await interface.accepted(extensions=OFFERED)
         outcomes = await app.outcomes()
         assert len(interface.events(number)) == 1
-    assert [type(each) for each in outcomes] == [TypeError] + [ValueError] * 6
+    assert [type(each) for each in outcomes] == [TypeError] + [ValueError] * 7
+    assert str(outcomes[2]) == "a template has no member 'kind'"
     assert str(outcomes[-1]) == "keep is the number of messages that are kept, from 1, not 0"
+
+
+async def test_a_client_may_name_any_offset() -> None:
+    app = Calls(
+        lambda connection: connection.follow("answer", after="../etc"),
+        lambda connection: connection.group_add("room", after=""),
+    )
+    async with running(app) as interface:
+        number = await interface.accepted(extensions=OFFERED)
+        await interface.last(number, events.FOLLOW)
+        interface.post((EVENT, number, 1, 0, 0, events.GROUP_DONE, None, "stream:answer"))
+        await until(lambda: len(interface.events(number)) == 3, what="the second call")
+    assert [event[1:3] for event in interface.events(number)[1:3]] == [("answer", "1-0"), ("group:room", "0")]
 
 
 async def test_an_interface_server_of_the_last_release_follows_nothing() -> None:
