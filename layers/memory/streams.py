@@ -272,12 +272,16 @@ class MemoryStreams:
     def _written(self, name: str, writer: WriterIdentity, last: int, tail: Sequence[Batch] = ()) -> _Stored:
         """Return a stream for its writer, whose newest entry has the number `last`. Raises WriterFenced."""
         stream = self._find(name)
-        if stream is not None and stream.epoch >= writer.epoch:
-            if stream.state is StreamState.ABSENT:
+        if stream is not None:
+            if stream.epoch > writer.epoch:
+                raise WriterFenced(name, ANOTHER_WRITER)
+            if stream.state is StreamState.ABSENT and stream.epoch == writer.epoch:
                 raise WriterFenced(name, DELETED)
-            if stream.writer != writer.channel:
+            age = (stream.epoch, stream.term)
+            if stream.writer != writer.channel and age >= (writer.epoch, writer.term):
                 raise WriterFenced(name, ANOTHER_WRITER if stream.writer else NOT_OPEN)
-            if stream.last >= last:
+            if age >= (writer.epoch, writer.term) and stream.last >= last:
+                stream.state, stream.error = StreamState.OPEN, ""  # it was only silent, if the stream had failed
                 return stream
         # The store has lost its data, or has gone back to an earlier state.
         stream = self._streams[name] = _Stored(writer.epoch)

@@ -7,11 +7,10 @@
 
 -- include now.lua
 -- include stream_state.lua
+if stream.state == 'deleted' then return nil end
 redis.call('UNLINK', KEYS[1], KEYS[2])
 if not stream.epoch then return nil end
-local deleted = stream.state == 'deleted'
 redis.call('HSET', KEYS[1], 'epoch', stream.epoch, 'term', stream.term, 'writer', '', 'state', 'deleted',
   'first', text(stream.last + 1), 'last', stream.last, 'bytes', 0, 'cancelled', '0', 'fails', '0', 'kept', '0')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-if deleted then return nil end
 return {stream.epoch, stream.last, stream.writer}

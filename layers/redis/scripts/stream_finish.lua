@@ -17,7 +17,7 @@
 -- Returns  0, or why the writer may not write as in stream_written.lua
 
 -- include now.lua
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('HDEL', KEYS[1], '')
 -- include stream_state.lua
 -- include stream_written.lua
 if stream.epoch == ARGV[2] and stream.ended == ARGV[1] then -- this was written again, or ends what was left open

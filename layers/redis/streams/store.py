@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
@@ -134,6 +134,7 @@ class RedisStreams:
         self._counts = counts
         self._writers: dict[str, WriterIdentity] = {}  # by channel
         self._readers: set[str] = set()  # the channels of those that follow
+        self._untold: deque[Broadcast] = deque()  # of streams that were ended here, whose writers have died
 
     def gauges(self) -> dict[str, int]:
         """Return how many streams are written and read here, and the bytes that are kept of those that are written."""
@@ -418,21 +419,39 @@ class RedisStreams:
             LayerUnavailable: A store cannot be reached.
         """
         ended = 0
+        away: LayerUnavailable | None = None
         for getting in self._stores.clients():
-            store = await getting
-            key = store.keys.writing(mailbox)
-            for listed in await store.pipeline.call("SMEMBERS", key):
-                try:
-                    name, channel = listed.decode().split(" ")
-                    require_stream(name)
-                    require_channel(channel)
-                except (UnicodeDecodeError, ValueError, TypeError):
-                    self._entries.log_unexpected("odd name", key, f"{listed!r:.200} in it is no stream")
-                else:
-                    ended += await self._end_orphan(store, name, channel)
-                await store.pipeline.call("SREM", key, listed)
+            try:
+                ended += await self._end_orphans(await getting, mailbox)
+            except LayerUnavailable as error:  # the streams at the other stores end all the same
+                away = error
         if ended:
             logger.warning("%s has died: its open streams (%d) were ended", mailbox, ended)
+        while self._untold:
+            broadcast = self._untold.popleft()
+            try:
+                await self.tell(broadcast)
+            except LayerUnavailable:
+                self._untold.appendleft(broadcast)
+                raise
+        if away is not None:
+            raise away
+
+    async def _end_orphans(self, store: Store, mailbox: str) -> int:
+        """End the streams at one store. Return how many this process has ended."""
+        ended = 0
+        key = store.keys.writing(mailbox)
+        for listed in await store.pipeline.call("SMEMBERS", key):
+            try:
+                name, channel = listed.decode().split(" ")
+                require_stream(name)
+                require_channel(channel)
+            except (UnicodeDecodeError, ValueError, TypeError):
+                self._entries.log_unexpected("odd name", key, f"{listed!r:.200} in it is no stream")
+            else:
+                ended += await self._end_orphan(store, name, channel)
+            await store.pipeline.call("SREM", key, listed)
+        return ended
 
     async def _end_orphan(self, store: Store, name: str, channel: str) -> bool:
         """End a stream whose writer has died. Return whether this process has ended it."""
@@ -443,7 +462,7 @@ class RedisStreams:
         self._counts["stream orphan"] += 1
         state, error = (StreamState.OPEN, "") if grace else (StreamState.FAILED, WRITER_GONE)
         left = grace / 1000 if grace else None
-        await self.tell(Broadcast(name, epoch, last + 1, [], state, error, left))
+        self._untold.append(Broadcast(name, epoch, last + 1, [], state, error, left))
         return True
 
     async def _send(self, channel: str, message: Message) -> None:

@@ -1,20 +1,23 @@
 """Streams in Redis: deaths of writers, keys that are lost, damaged or encrypted, and short-lived event loops."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
 
-from asgibus.layers import RedisChannelLayer
+from asgibus.layers import LayerUnavailable, RedisChannelLayer
 from asgibus.layers.codec import pack
 from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
+from asgibus.layers.names import split_local
+from asgibus.layers.redis import bus as bus_module
 from asgibus.layers.streams import Page, StreamLimits, StreamState
 from asgibus.layers.streams.redelivery import Redelivery, redelivery
 from support.bus import Recorder, until
 from support.deadline import in_time
+from support.redis import RedisServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("regroup")]
 
@@ -67,6 +70,71 @@ async def test_a_death_that_a_supervisor_reports_ends_streams_at_once(
     assert found == [1]
     assert layer.counts["stream orphan"] + other.counts["stream orphan"] == 1
     assert admin.keys("asgibus:writing:*") == []
+
+
+async def test_followers_learn_of_a_death_although_they_could_not_be_told_at_once(
+    layer: RedisChannelLayer, other: RedisChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "RETRY_SECONDS", 0.05)
+    found: list[Any] = []
+    reader = asyncio.create_task(read(other, found))
+    writer = layer.stream("a").writer()
+    await writer.__aenter__()
+    await writer.append(1)
+    await until(lambda: found == [1])
+    tell, away = other._streams.tell, 2
+
+    async def tell_later(broadcast: Any) -> None:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise LayerUnavailable("away")
+        await tell(broadcast)
+
+    monkeypatch.setattr(other._streams, "tell", tell_later)
+    async with other.bus("interface", Recorder()) as bus:
+        mailbox = split_local(writer._identity.channel)
+        assert mailbox is not None
+        bus.died(mailbox[0])
+        with pytest.raises(StreamError, match="the writer is gone"):
+            await asyncio.wait_for(reader, 5)
+    with pytest.raises(WriterFenced):
+        await writer.__aexit__(None, None, None)
+
+
+async def test_streams_end_while_another_store_is_away(start_redis: Callable[..., RedisServer]) -> None:
+    hosts = [start_redis() for _ in range(2)]
+    layer = RedisChannelLayer([each.url for each in hosts], wait=0.5)
+    names: dict[str, str] = {}
+    for number in range(100):
+        names[str(layer._shards.shard_for(f"s.{number}").address)] = f"s.{number}"
+    mailbox = "dead.p0123456789abcdef!"
+    for host, name in names.items():
+        with redis.Redis.from_url(host) as admin:
+            state = {"epoch": 9, "term": 1, "first": 1, "last": 0, "bytes": 0, "state": "open", "error": ""}
+            state |= {"writer": f"{mailbox}1", "cancelled": 0, "fails": 9 * 10**15, "grace": 0, "kept": 10_000}
+            admin.hset(f"asgibus:stream-state:{{asgibus:stream:{name}}}", mapping=state)  # type: ignore[arg-type]
+            admin.sadd(f"asgibus:writing:{mailbox}", f"{name} {mailbox}1")
+    await asyncio.to_thread(hosts[0].kill)
+    with pytest.raises(LayerUnavailable):
+        await layer._streams.end_streams_of(mailbox)
+    info = await layer.stream(names[hosts[1].url]).info()
+    assert (info.state, info.error) == (StreamState.FAILED, "the writer is gone")
+    await layer.close()
+
+
+async def test_a_writer_that_was_fenced_leaves_the_time_of_the_stream(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    brief = layer.stream("a").writer(ttl=1)
+    await brief.__aenter__()
+    async with layer.stream("a").writer() as out:
+        await out.append(1)
+    with pytest.raises(WriterFenced):
+        await layer._streams.finish("a", brief._identity, 0, StreamState.ENDED)
+    with pytest.raises(WriterFenced):
+        await brief.__aexit__(None, None, None)
+    assert admin.pttl(STATE) > 3_000_000
 
 
 async def test_the_stream_of_a_dead_job_stays_open_for_the_next_one(
