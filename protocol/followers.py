@@ -149,19 +149,26 @@ class FollowedStream(Generic[_Follower]):
             del self._full[follower]
             self._await_page(follower)
 
-    def all_read(self) -> None:
-        """Have all followers read a page, because broadcasts may be lost, or the stream is another one."""
-        self._live_fall_behind()
+    def all_read(self, end: Offset | None = None) -> None:
+        """Have all followers read a page, because broadcasts may be lost, or the stream is another one.
+
+        Args:
+            end: Where the stream has ended. Live followers that were told of this end have nothing to read.
+        """
+        self._live_fall_behind(end)
         waiting = [*self._parked, *self._ahead]
         self._parked, self._ahead = {}, {}
         for follower in waiting:
             self._await_page(follower)
 
-    def _live_fall_behind(self) -> None:
+    def _live_fall_behind(self, end: Offset | None = None) -> None:
         live, self.live = self.live, {}
         for follower in live:
-            self._fall_behind(follower)
-            self._await_page(follower)
+            if end is not None and follower.ended_at == end:
+                self.live[follower] = None
+            else:
+                self._fall_behind(follower)
+                self._await_page(follower)
 
     def _fall_behind(self, follower: _Follower) -> None:
         follower.change(FollowEvent.FELL_BEHIND)
@@ -212,7 +219,7 @@ class FollowedStream(Generic[_Follower]):
             self.all_read()  # a broadcast is lost or still to come; or else the store has lost entries
             self.tail = page.last
         elif self._parked or page.state.is_over:
-            self.all_read()
+            self.all_read(page.last if page.state.is_over else None)
         if whole and page.state.is_over:
             for follower in readers:
                 follower.after = offset

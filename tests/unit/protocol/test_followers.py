@@ -264,6 +264,22 @@ def test_the_same_end_is_told_once_and_the_next_stream_is_followed(process: Proc
     assert process.got[follower] == [1, "end", ("reset", Offset(EPOCH + 1, 0)), 1, "end"]
 
 
+def test_followers_that_know_of_the_end_read_no_page_for_each_other(process: Process) -> None:
+    process.store.append(2, over=True)
+    followers = [process.follow() for _ in range(3)]
+    process.read_all()
+    for follower in followers:
+        process.stream.add(follower)
+        process.read_all()
+    assert list(process.got.values()) == [[1, 2, "end"]] * 3
+    process.stream.all_read()
+    process.read_all()
+    process.hear(process.store.restart())
+    process.hear(process.store.append())
+    process.read_all()
+    assert list(process.got.values()) == [[1, 2, "end", ("reset", Offset(EPOCH + 1, 0)), 1]] * 3
+
+
 def test_an_end_without_entries_and_its_loss(process: Process) -> None:
     first = process.follow()
     process.read_all()
@@ -281,7 +297,7 @@ def test_whatever_happens_every_entry_is_got_once_and_in_order(seed: int) -> Non
     page: tuple[Offset, Offset, Page] | None = None  # that is being read
     under_way: list[Broadcast] = []
     for _ in range(chance.randrange(10, 120)):
-        action = chance.randrange(12)
+        action = chance.randrange(13)
         known = [*process.got]
         if action == 0:
             after = Offset(store.epoch, chance.randrange(store.last + 1))
@@ -298,6 +314,8 @@ def test_whatever_happens_every_entry_is_got_once_and_in_order(seed: int) -> Non
             stream.hold(chance.choice(known))
         elif action == 8 and known:
             stream.release(chance.choice(known))
+        elif action == 12 and (ended := [each for each in known if each.state is FollowState.ENDED]):
+            stream.add(chance.choice(ended))
         elif action == 9 and chance.random() < 0.3:
             lost = min(store.last - store.first + 1, chance.randrange(4))
             if lost > 0 and store.state is StreamState.OPEN:  # and the writer stores them again
@@ -328,12 +346,12 @@ def test_whatever_happens_every_entry_is_got_once_and_in_order(seed: int) -> Non
     if store.state is StreamState.OPEN:
         process.hear(store.append(over=True))
     process.read_all()
-    assert len(stream) == 0
+    assert all(each.ended_at == (store.epoch, store.last) for each in stream), "they have followed again"
     for follower, got in process.got.items():
-        check(follower, got, store)
+        check(stream.offset(follower), got, store)
 
 
-def check(follower: Follower, got: list[Any], store: Store) -> None:
+def check(offset: Offset, got: list[Any], store: Store) -> None:
     """Check that the numbers of entries are contiguous, but behind a reset, and that the end comes last."""
     number: int | None = None
     for item in got:
@@ -344,4 +362,4 @@ def check(follower: Follower, got: list[Any], store: Store) -> None:
             number = item
     assert got[-1] == "end"
     assert "end" not in got[:-1] or any(isinstance(item, tuple) for item in got), got
-    assert follower.after.epoch < store.epoch or follower.after.number == store.last  # else it has got an earlier end
+    assert offset.epoch < store.epoch or offset.number == store.last  # else it has got an earlier end
