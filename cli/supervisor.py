@@ -377,6 +377,7 @@ class Supervisor:
         self._running: set[ManagedProcess] = set()
         self._ready_count = 0
         self._failure: StartError | None = None
+        self._signalled = anyio.Lock()  # a rolling restart would end a successor that has not taken over
         self._lifecycle: ProcessLifecycle
         self._tasks: TaskGroup
 
@@ -490,12 +491,13 @@ class Supervisor:
                 logger.error("the death of process %d could not be announced: %s", process.pid, reason)
 
     async def _replace_on_sighup(self) -> None:
-        logger.info("SIGHUP: replacing one process after another")
-        self._lifecycle.reloading("replacing one process after another")
-        failure = await self._replace_all()
-        if failure is None:
-            logger.info("all processes are replaced")
-        self._lifecycle.reloaded(failure or f"{self._count} processes serve, all replaced")
+        async with self._signalled:
+            logger.info("SIGHUP: replacing one process after another")
+            self._lifecycle.reloading("replacing one process after another")
+            failure = await self._replace_all()
+            if failure is None:
+                logger.info("all processes are replaced")
+            self._lifecycle.reloaded(failure or f"{self._count} processes serve, all replaced")
 
     async def _move_on_sigusr2(self) -> None:
         with anyio.open_signal_receiver(signal.SIGUSR2) as signals:
@@ -503,12 +505,13 @@ class Supervisor:
                 if self._obstacle is not None:
                     logger.error("SIGUSR2: the processes are not replaced, and go on: %s", self._obstacle)
                     continue
-                logger.info("SIGUSR2: moving one process after another to a new one")
-                self._lifecycle.reloading("moving one process after another to a new one")
-                failure = await self._move_all()
-                if failure is None:
-                    logger.info("all processes have moved")
-                self._lifecycle.reloaded(failure or f"{self._count} processes serve, all moved")
+                async with self._signalled:
+                    logger.info("SIGUSR2: moving one process after another to a new one")
+                    self._lifecycle.reloading("moving one process after another to a new one")
+                    failure = await self._move_all()
+                    if failure is None:
+                        logger.info("all processes have moved")
+                    self._lifecycle.reloaded(failure or f"{self._count} processes serve, all moved")
 
     async def _move_all(self) -> str | None:
         """Have each process move to a new one, in order. Return None, or why one could not.

@@ -193,6 +193,18 @@ def test_a_process_that_is_starting_moves_when_it_serves(start_interface: Start,
     assert not {*before} & {*interface.children()}
 
 
+def test_a_rolling_restart_waits_for_a_move(start_interface: Start, redis_url: str) -> None:
+    interface = start_interface("--layer", redis_url, "--processes", 2)
+    interface.wait_for("supervisor ready")
+    interface.send_signal(signal.SIGUSR2)
+    interface.wait_for("moving one process after another")
+    wait_until(lambda: len(interface.children()) == 3, what="the start of a successor")
+    interface.send_signal(signal.SIGHUP)
+    interface.wait_for("all processes have moved")
+    interface.wait_for("all processes are replaced")
+    assert interface.log().count("interface server ready") == 6, "each has moved, and was replaced then"
+
+
 def test_a_process_with_an_app_says_that_it_cannot_move(start_interface: Start) -> None:
     interface = start_interface(app=APP)
     with ws(interface, "/") as one:
