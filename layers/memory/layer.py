@@ -49,7 +49,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
-from asgibus.layers.streams.past import new_message_id, past_limits, require_no_past, send_kept
+from asgibus.layers.streams.past import send_to_group
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -153,14 +153,7 @@ class InMemoryChannelLayer(ChannelLayer):
         id: str | None = None,  # noqa: A002
         placeholder: str | None = None,
     ) -> bool:
-        require_group(group)
-        if keep is None:
-            require_no_past(id, placeholder)
-            await self.send_to_group(group, message)
-            return True
-        limits = past_limits(keep, self.group_expiry)
-        message_id = new_message_id() if id is None else id
-        return await send_kept(self._streams, self.send_to_group, group, message, limits, message_id, placeholder)
+        return await send_to_group(self, self._streams, group, message, keep, id, placeholder)
 
     async def send_to_group(self, group: str, message: Message) -> None:
         """Send a message to every member of a group, of an app or of the layer itself."""

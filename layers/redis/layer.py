@@ -49,7 +49,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
-from asgibus.layers.streams.past import new_message_id, past_limits, require_no_past, send_kept
+from asgibus.layers.streams.past import send_to_group
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -245,14 +245,7 @@ class RedisChannelLayer(ChannelLayer):
         id: str | None = None,  # noqa: A002
         placeholder: str | None = None,
     ) -> bool:
-        require_group(group)
-        if keep is None:
-            require_no_past(id, placeholder)
-            await self.send_to_group(group, message)
-            return True
-        limits = past_limits(keep, self.group_expiry)
-        message_id = new_message_id() if id is None else id
-        return await send_kept(self._streams, self.send_to_group, group, message, limits, message_id, placeholder)
+        return await send_to_group(self, self._streams, group, message, keep, id, placeholder)
 
     @_on_long_lived_loop
     async def send_to_group(self, group: str, message: Message) -> None:

@@ -7,12 +7,13 @@ get the message from the group, as any other one.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from asgibus.layers.codec import MESSAGE_BYTES, pack_item, pack_message
 from asgibus.layers.errors import MessageTooLarge
+from asgibus.layers.names import require_group
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast
@@ -34,6 +35,15 @@ class KeepingStore(Protocol):
     async def tell(self, broadcast: Broadcast) -> None: ...
 
 
+class GroupLayer(Protocol):
+    """A channel layer, as messages to groups need it."""
+
+    @property
+    def group_expiry(self) -> float: ...
+
+    async def send_to_group(self, group: str, message: dict[str, Any]) -> None: ...
+
+
 def group_past(group: str) -> str:
     """Return the stream of the kept messages of a group."""
     return f"group:{group}"
@@ -50,42 +60,23 @@ def place_offset(message: Mapping[str, Any], offset: Offset) -> Mapping[str, Any
     return placed
 
 
-def new_message_id() -> str:
-    """Return an id for a message to which the app gives none: it is kept once if the connection to the store breaks."""
-    return secrets.token_hex(8)
-
-
-def require_no_past(message_id: str | None, placeholder: str | None) -> None:
-    """Raise ValueError if a message that is not kept has an id or a placeholder."""
-    if message_id is not None or placeholder is not None:
-        raise ValueError("the id and the placeholder are those of a message that is kept: pass keep=…, too")
-
-
-def past_limits(keep: int, seconds: float) -> StreamLimits:
-    """Return the limits of the kept messages of a group. Raises ValueError if `keep` is not valid."""
-    try:
-        return StreamLimits(keep, kept=seconds)
-    except ValueError:
-        raise ValueError(f"keep is the number of messages that are kept, from 1, not {keep!r}") from None
-
-
-async def send_kept(
+async def send_to_group(
+    layer: GroupLayer,
     store: KeepingStore,
-    send: Callable[[str, dict[str, Any]], Awaitable[None]],
     group: str,
-    message: Mapping[str, Any],
-    limits: StreamLimits,
-    message_id: str,
+    message: dict[str, Any],
+    keep: int | None,
+    message_id: str | None,
     placeholder: str | None,
 ) -> bool:
-    """Keep a message of a group, and send it to the members.
+    """Send a message to a group, and keep it first if `keep` says so: see `ChannelLayer.group_send`.
 
     Args:
-        store: The storage of streams.
-        send: Sends a message to a group.
+        layer: The layer.
+        store: Its storage of streams.
         group: The group.
         message: The message.
-        limits: How many messages are kept, and for how long after the last one.
+        keep: How many messages are kept; None to keep none.
         message_id: An id. A message whose id is that of a kept one is not kept and sent again.
         placeholder: The text in `message["text"]` that is replaced by the offset, where it occurs first.
 
@@ -93,10 +84,22 @@ async def send_kept(
         Whether it was sent: False if it was kept already.
 
     Raises:
-        TypeError: It is no valid message.
-        ValueError: The id or the placeholder is not valid.
+        TypeError: It is no valid message, or no valid group.
+        ValueError: `keep`, the id or the placeholder is not valid.
         MessageTooLarge: The message is larger than 16 MiB.
     """
+    require_group(group)
+    if keep is None:
+        if message_id is not None or placeholder is not None:
+            raise ValueError("the id and the placeholder are those of a message that is kept: pass keep=…, too")
+        await layer.send_to_group(group, message)
+        return True
+    try:
+        limits = StreamLimits(keep, kept=layer.group_expiry)
+    except ValueError:
+        raise ValueError(f"keep is the number of messages that are kept, from 1, not {keep!r}") from None
+    if message_id is None:  # the message is kept once if the connection to the store breaks
+        message_id = secrets.token_hex(8)
     _require_id(message_id)
     pack_message(message)
     item = dict(message)
@@ -110,7 +113,7 @@ async def send_kept(
         raise MessageTooLarge(len(packed), KEPT_BYTES)
     is_new, offset = await store.keep(name, packed, limits, message_id)
     if is_new:
-        await send(group, {**place_offset(item, offset), KEPT: str(offset)})
+        await layer.send_to_group(group, {**place_offset(item, offset), KEPT: str(offset)})
         await store.tell(Broadcast(name, offset.epoch, offset.number, [item]))
     else:  # who has kept it may have died before all were told
         await store.tell(Broadcast(name, offset.epoch, offset.number + 1))
