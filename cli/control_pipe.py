@@ -71,7 +71,7 @@ class ControlPipe:
 
     @property
     def is_supervised(self) -> bool:
-        """Return whether there is a supervisor."""
+        """Whether there is a supervisor."""
         return self._end is not None
 
     def status(self, text: str) -> None:

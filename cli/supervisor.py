@@ -157,12 +157,12 @@ class ManagedProcess:
 
     @property
     def age(self) -> float:
-        """Return the seconds since the start."""
+        """The seconds since the start."""
         return time.monotonic() - self.started
 
     @property
     def end(self) -> str:
-        """Return how the process ended, in words."""
+        """How the process ended, in words."""
         if self.failure:
             return f"failed to start: {self.failure}"
         code = self.code

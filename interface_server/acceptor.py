@@ -102,7 +102,7 @@ class Acceptor:
 
     @property
     def descriptor(self) -> int:
-        """Return the file descriptor of the listening socket."""
+        """The file descriptor of the listening socket."""
         return self._listening.fileno()
 
     async def pause(self) -> None:

@@ -87,13 +87,13 @@ class Arrival:
 
     @property
     def identity(self) -> Mapping[str, Any] | None:
-        """Return the identity on the bus; None if the old process keeps it, with all of its sockets."""
+        """The identity on the bus; None if the old process keeps it, with all of its sockets."""
         identity: Mapping[str, Any] | None = self._state.body["identity"]
         return identity
 
     @property
     def listening(self) -> socket.socket:
-        """Return the listening socket."""
+        """The listening socket."""
         return socket.socket(fileno=self._state.descriptors[0])
 
     def restore_places(self, connections: ConnectionRegistry) -> None:

@@ -126,7 +126,7 @@ class Departure:
 
     @property
     def summary(self) -> str:
-        """Return what has happened to the open sockets, in words."""
+        """The outcome for the open sockets, in words."""
         if self._drains:
             return f"{len(self._sockets)} sockets with TLS cannot be moved, and are closed as at any other stop"
         moved = ", ".join(f"{count} {kind}" for kind, count in sorted(self._moved.items(), reverse=True))

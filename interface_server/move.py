@@ -72,11 +72,11 @@ class Movable(Holder, Protocol):
 
     @property
     def stays(self) -> bool:
-        """Return whether the socket is about to be closed, and needs the bus no more."""
+        """Whether the socket is about to be closed, and needs the bus no more."""
 
     @property
     def may_move(self) -> bool:
-        """Return whether the state can be exported now: nothing has arrived in part, and all is written."""
+        """Whether the state can be exported now: nothing has arrived in part, and all is written."""
 
     def export(self) -> dict[str, Any]:
         """Return the state, of types that msgpack knows. To be called if `may_move`, and the socket is held."""
@@ -96,7 +96,7 @@ class MovableListener(Listener, Protocol):
 
     @property
     def descriptor(self) -> int:
-        """Return the file descriptor of the socket."""
+        """The file descriptor of the socket."""
 
     def hold(self) -> None:
         """Stop reading the socket until `go_on`."""

@@ -100,7 +100,7 @@ class SlicedProtocol(Abortable, Protocol):
 
     @property
     def input(self) -> InputBuffer:
-        """Return the buffer."""
+        """The buffer."""
 
     def has_input(self) -> bool:
         """Return whether there is something that may be parsed now."""

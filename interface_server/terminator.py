@@ -159,11 +159,11 @@ class BusConnection(Protocol):
 
     @property
     def acked(self) -> int:
-        """Return how many of the client's events a run of the app has consumed."""
+        """The number of the client's events that a run of the app has consumed."""
 
     @property
     def unacknowledged(self) -> list[Event]:
-        """Return the client's events that no run of the app has consumed."""
+        """The client's events that no run of the app has consumed."""
 
     def event(self, event: Event, /) -> None:
         """Send an event of the client to the app."""
@@ -223,7 +223,7 @@ class Host(Protocol):
 
     @property
     def connections(self) -> BusConnections:
-        """Return the open connections."""
+        """The open connections."""
 
     def admit(self, terminator: Holder, /) -> bool:
         """Register an open socket, and return False if `--max-connections` sockets are open already."""

@@ -192,7 +192,7 @@ class UdpListener:
 
     @property
     def descriptor(self) -> int:
-        """Return the file descriptor of the socket."""
+        """The file descriptor of the socket."""
         assert self._socket is not None
         return self._socket.fileno()
 

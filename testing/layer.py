@@ -56,7 +56,7 @@ class WorkerLayer(ChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """Return the prefix of the shared layer."""
+        """The prefix of the shared layer."""
         return self.shared.client_prefix
 
     async def group_add(self, group: str, channel: str) -> None:

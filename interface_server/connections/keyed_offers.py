@@ -48,7 +48,7 @@ class Offering(Protocol):
 
     @property
     def deaths(self) -> int:
-        """Return how many deaths of workers are known."""
+        """The number of deaths of workers that are known."""
 
     def died_since(self, mailbox: str, deaths: int) -> bool:
         """Return whether a worker has died since that many deaths were known."""

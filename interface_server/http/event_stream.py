@@ -1,7 +1,6 @@
 """The terminator of an event stream that outlives the runs of the app.
 
-The class stands between a connection and the `HttpProtocol` of its socket. The client gets one response with whole
-events, whichever runs they come from, and in any case a proper end.
+The client gets one response with whole events, whichever runs they come from, and in any case a proper end.
 """
 
 from __future__ import annotations

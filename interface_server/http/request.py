@@ -56,10 +56,6 @@ class Request(RequestHead):
         server: The address of the server.
         scheme: The scheme of the scope.
         extensions: The extensions of the scope. The dict is shared, and not altered.
-        kind: The type of the scope.
-        method: The method.
-        raw_path: The path, as it came.
-        error: The answer, if the request is rejected.
     """
 
     # A dataclass would have an interpreted `__init__`, which takes a microsecond for so many attributes.
@@ -111,6 +107,7 @@ class Request(RequestHead):
         self.answered = False
         """Whether the response is written; the rest of the body is then discarded."""
         self.error: ErrorResponse | None = None
+        """The answer, if the request is rejected."""
 
     def export(self) -> dict[str, Any]:
         """Return the values of all attributes by name, of types that msgpack knows, for another process."""
@@ -132,7 +129,7 @@ class Request(RequestHead):
 
     @property
     def line(self) -> str:
-        """Return the request line, for the log."""
+        """The request line, for the log."""
         return f"{self.method} {self.target.decode('latin-1')} HTTP/{self.http_version}"
 
     def take_body(self) -> bytes:
@@ -145,9 +142,9 @@ class Request(RequestHead):
 
     @property
     def rest(self) -> int:
-        """Return how many bytes of the body have not arrived yet.
+        """The bytes of the body that have not arrived yet.
 
-        The result is `UNKNOWN`, or a little less, if only the client knows. A client that waits for "100 Continue" and
+        The number is `UNKNOWN`, or a little less, if only the client knows. A client that waits for "100 Continue" and
         gets a final response may send the body, or not.
         """
         if self.complete:
@@ -158,7 +155,7 @@ class Request(RequestHead):
 
     @property
     def head_size(self) -> int:
-        """Return the bytes of the target and the headers."""
+        """The bytes of the target and the headers."""
         return len(self.target) + sum([len(name) + len(value) + 4 for name, value in self.headers])
 
     def finish_head(self, *, upgrade: bool) -> ErrorResponse | None:
@@ -396,7 +393,7 @@ class RequestParser:
 
     @property
     def body_left(self) -> int:
-        """Return how many bytes of the body are still to come, if the head of `request` says so, else 0."""
+        """The bytes of the body that are still to come, if the head of `request` says so, else 0."""
         request = self.request
         if request is None or request.length == UNKNOWN:
             return 0
@@ -445,7 +442,7 @@ class RequestParser:
             self._head_bytes = 0
             self._size_unknown = not request.head_complete
             return None
-        # Only a part of a head or of trailers has arrived. It is kept in memory until the section is complete.
+        # A part of a head, or of trailers, is kept in memory until the section is complete.
         self._head_bytes += self._fed
         return HEAD_TOO_LARGE if self._head_bytes > self._max_head_size else None
 
@@ -453,7 +450,7 @@ class RequestParser:
     def may_move(self) -> bool:
         """Whether another process can go on parsing: the rest of what it needs to know is in `request`.
 
-        It is not within a head or a chunked body: llhttp does not tell how far it has got there.
+        Within a head or a chunked body it cannot, because llhttp does not tell how far it has got there.
         """
         request = self.request
         if request is None:

@@ -280,7 +280,9 @@ class ResponseWriter:
     def begin(self, request: Request, *, keep_alive: bool) -> None:
         """Forget the last response, and prepare to answer a request.
 
-        `keep_alive` is whether the connection may persist after the response.
+        Args:
+            request: The request.
+            keep_alive: Whether the connection may persist after the response.
         """
         self._request = request
         self._keep_alive = keep_alive
@@ -298,12 +300,12 @@ class ResponseWriter:
 
     @property
     def begun(self) -> bool:
-        """Return whether the app has begun the response. The head may still be held."""
+        """Whether the app has begun the response. The head may still be held."""
         return self._start is not None or self.framing is not None
 
     @property
     def written(self) -> bool:
-        """Return whether the head is written."""
+        """Whether the head is written."""
         return self.framing is not None
 
     def ask_for_body(self) -> None:
@@ -315,7 +317,8 @@ class ResponseWriter:
     def early_hint(self, links: bytes) -> None:
         """Write "103 Early Hints" before the head. HTTP/1.0 has no interim responses, so its clients get none.
 
-        `links` are the header lines.
+        Args:
+            links: The header lines.
         """
         if self.framing is None and self._request is not None and self._request.http_version == "1.1":
             self._transport.write(b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % links)

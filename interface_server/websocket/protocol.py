@@ -136,7 +136,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Return whether the handshake is done, and no side has begun to close."""
+        """Whether the handshake is done, and no side has begun to close."""
         return self._state is _OPEN
 
     # Called by the transport.
@@ -285,7 +285,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._transport.abort()
 
     def flush(self) -> None:
-        """See `Terminator`. Nothing is buffered here."""
+        """Do nothing: every event is written at once. See `Terminator`."""
 
     def broadcast(self, event: Event, shared: dict[str, Any]) -> None:
         """See `Terminator`."""
@@ -314,7 +314,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.broadcast(event, shared.setdefault(str(index), {}))
 
     def detach(self) -> None:
-        """See `SharedWriter`. Nothing calls it here."""
+        """Do nothing: only responses are detached. See `SharedWriter`."""
 
     def keeps_up(self) -> bool:
         """See `Terminator`."""
@@ -541,7 +541,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self.resume()  # to read the client's close frame
 
     def _end_for_error(self, close: Close | None) -> None:
-        """End the connection, as the parser has failed. Its close frame, which may be missing, is pending."""
+        """End the connection, because the parser has failed.
+
+        Args:
+            close: The close frame of the parser, which is pending; None if there is none.
+        """
         self._begin_closing()
         self._disconnect(close.code if close else CloseCode.ABNORMAL_CLOSURE, close.reason if close else "")
 
@@ -569,7 +573,7 @@ class WebSocketProtocol(asyncio.Protocol):
             connection.client_gone(int(code), reason)
 
     def _write_pending(self) -> None:
-        """Write what the parser has to say: pings, pongs and close frames."""
+        """Write the control frames of the parser: pings, pongs and close frames."""
         reader = self._reader
         assert reader is not None
         if reader.frames:

@@ -170,8 +170,8 @@ class MessageReader:
     def may_move(self) -> bool:
         """Whether the state can be exported.
 
-        It cannot be while a compressed message has arrived in part. Nor can it if the client has sent a length in more
-        bytes than necessary, against RFC 6455 section 5.2: then `unparsed` is not what the client has sent.
+        There is no export while a compressed message has arrived in part, nor if the client has sent a length in more
+        bytes than necessary, against RFC 6455 section 5.2: then `unparsed` differs from what the client has sent.
         """
         if self._inflation is not None:
             return False
@@ -204,7 +204,7 @@ class MessageReader:
         """Go on where the reader of another process has stopped.
 
         Args:
-            state: The result of `export` there. Its `reading_bits` were given to the constructor.
+            state: The result of `export` there. The constructor got `reading_bits`.
         """
         self.parser.current_size = state["message_size"]
         for each in self.parser.extensions:

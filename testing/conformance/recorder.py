@@ -24,12 +24,12 @@ class Recorder(Handler):
 
     @property
     def frames(self) -> list[Frame]:
-        """Return all frames but DEAD ones."""
+        """All frames but DEAD ones."""
         return [frame for _, frames in self.batches for frame in frames]
 
     @property
     def dead(self) -> list[str]:
-        """Return the mailboxes of all DEAD frames, in order."""
+        """The mailboxes of all DEAD frames, in order."""
         return [event[1] for event in self.events if isinstance(event, tuple) and event[0] == DEAD]
 
     def batch(self, sender: str, frames: Sequence[Frame]) -> None:

@@ -106,7 +106,7 @@ class AckingConsumer:
 
     @property
     def active(self) -> bool:
-        """Return whether this process takes messages."""
+        """Whether this process takes messages."""
         return bool(self._channels) and not self._stopped.is_set()
 
     async def list_claims(self) -> dict[str, list[tuple[str, str]]]:
