@@ -27,7 +27,7 @@ from asgibus.layers.errors import StreamReset
 from asgibus.layers.presence import CLOSE_TYPE, Announcements, Present, pack_info, require_user, user_group
 from asgibus.layers.streams import BEGINNING, Stream, parse_offset
 from asgibus.layers.streams.offsets import client_offset
-from asgibus.layers.streams.past import KEPT, group_past, place_offset
+from asgibus.layers.streams.past import KEPT, place_offset
 from asgibus.protocol.events import EXCLUDE
 from asgibus.protocol.followers import Delivery
 from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, read_template, sse_template
@@ -426,7 +426,7 @@ class _LocalPast:
         self, socket: GroupSocket, layer: InMemoryChannelLayer, group: str, after: str, reset: str | None
     ) -> None:
         self._socket = socket
-        self._stream = layer.stream(group_past(group))
+        self._stream = layer.group_past(group)
         self._offset = str(client_offset(after))
         self._frames = read_template(pack_template({"kind": EVENTS, "reset": reset}))
 

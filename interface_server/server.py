@@ -303,7 +303,7 @@ class Server:
         return await statistics_of(self.connections.bus, [*dict.fromkeys(names)])
 
     async def _read_page(self, stream: str, after: Offset, limit: int) -> Page:
-        return await self._layer.stream(stream).page(after, limit)
+        return await self._layer.any_stream(stream).page(after, limit)
 
     # For the protocols of the sockets: see `Host`, `ServerContext` and `HttpServer`.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from asgibus.layers.contract import Bus, Handler, Message, Statistics
 from asgibus.layers.errors import ChannelFull, LayerUnavailable, MessageTooLarge
-from asgibus.layers.names import require_channel, require_group
+from asgibus.layers.names import require_channel, require_group, require_stream
 from asgibus.layers.presence import PresentCount, PresentPage, UserConnection, close_message, user_group
 from asgibus.layers.settings import LayerSettings, StreamLimits
+from asgibus.layers.streams.past import group_past
 
 if TYPE_CHECKING:
     from asgibus.layers.streams import Stream
@@ -134,7 +135,7 @@ class ChannelLayer(ABC):
             group: The name of the group.
             message: A dict, as that of `send`.
             keep: How many messages of the group are kept for members that join with `after`; by default this one is
-                not. They are kept for `group_expiry` after the last one, as the stream `group:<group>`.
+                not. They are kept for `group_expiry` after the last one: see `group_past`.
             id: An id of 1 to 200 characters: while a message with this id is kept, another one is not sent.
             placeholder: A text that occurs in `message["text"]`. It is replaced by the offset of the message where it
                 occurs first, so that clients learn the offset.
@@ -160,6 +161,22 @@ class ChannelLayer(ABC):
             TypeError: The name is not valid, or the limits are no StreamLimits.
             NotImplementedError: The layer has no streams. Those that have some name "streams" in `extensions`.
         """
+        return self.any_stream(require_stream(name), limits)
+
+    def group_past(self, group: str) -> Stream:
+        """Return the kept messages of a group, to be read. There is no IO.
+
+        Args:
+            group: The name of the group.
+
+        Raises:
+            TypeError: The name is not valid.
+            NotImplementedError: As `stream`.
+        """
+        return self.any_stream(group_past(require_group(group)))
+
+    def any_stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        """Return the stream of an app, or that of the kept messages of a group, for servers: see `stream`."""
         raise NotImplementedError(f"{type(self).__name__} has no streams")
 
     async def present(self, group: str, cursor: str | None = None) -> PresentPage:

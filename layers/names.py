@@ -61,27 +61,27 @@ def require_any_group(name: object) -> str:
 
 
 def require_stream(name: object) -> str:
-    """Return `name` if it is the name of a stream, else raise TypeError with the rule.
+    """Return `name` if it is the name of a stream that an app writes.
 
-    The kept messages of a group are a stream, too, such as `group:chat`.
-    """
-    if isinstance(name, str) and _STREAM.match(name):
-        return name
-    raise TypeError(f"stream names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
-
-
-def require_own_stream(name: object) -> str:
-    """Return `name` if it is the name of a stream that an app writes, and not of the kept messages of a group.
-
-    Clients may choose it where an app lets them follow the stream that a path names.
+    Clients may choose it where an app lets them read the stream that a path names. So it is none of a group.
 
     Raises:
         TypeError: It is not; the error says the rule.
     """
-    stream = require_stream(name)
+    stream = require_any_stream(name)
     if ":" in stream:
-        raise TypeError(f"{stream!r} has the kept messages of a group: follow them with group_add and after")
+        raise TypeError(f"{stream!r} has the kept messages of a group: see `group_past`, and `group_add` with `after`")
     return stream
+
+
+def require_any_stream(name: object) -> str:
+    """Return `name` if it is the name of a stream of an app, or of the kept messages of a group, else raise TypeError.
+
+    The latter is one such as `group:chat`.
+    """
+    if isinstance(name, str) and _STREAM.match(name):
+        return name
+    raise TypeError(f"stream names are 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '.', '-' or '_'; not {name!r}")
 
 
 def stream_group(stream: str) -> str:

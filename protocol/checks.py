@@ -28,7 +28,7 @@ from asgibus.layers.frames import (
     RESET,
     SUPERSEDED,
 )
-from asgibus.layers.names import require_group, require_stream
+from asgibus.layers.names import require_any_stream, require_group
 from asgibus.layers.presence import INFO_BYTES, pack_info, require_user
 from asgibus.layers.streams.offsets import parse_offset
 from asgibus.layers.versions import CONNECT_REQUEST
@@ -172,7 +172,7 @@ def _packed_fields(packed: Any) -> None:
 
 
 _is_bool, _is_str = _one_of(bool), _one_of(str)
-_group, _stream, _user = _valid(require_group), _valid(require_stream), _valid(require_user)
+_group, _stream, _user = _valid(require_group), _valid(require_any_stream), _valid(require_user)
 
 
 # Events.

@@ -77,8 +77,8 @@ class WorkerLayer(ChannelLayer):
         shared = self._shared_or_cancel()
         return await shared.group_send(group, message, keep=keep, id=id, placeholder=placeholder)
 
-    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
-        return self._shared_or_cancel().stream(name, limits)
+    def any_stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        return self._shared_or_cancel().any_stream(name, limits)
 
     async def send_to_group(self, group: str, message: Message) -> None:
         await self._shared_or_cancel().send_to_group(group, message)

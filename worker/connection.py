@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, cast
 from asgibus.layers.channel_layer import ChannelLayer
 from asgibus.layers.codec import pack_message
 from asgibus.layers.contract import Message
-from asgibus.layers.names import require_group, require_own_stream, stream_group
+from asgibus.layers.names import require_group, require_stream, stream_group
 from asgibus.layers.presence import Present, fill, pack_info, user_group
 from asgibus.layers.streams import Stream
 from asgibus.layers.streams.offsets import client_offset
@@ -395,7 +395,7 @@ class Connection:
         packed = pack_template(websocket_template(template))
         if self._session.is_http:
             raise RuntimeError("only WebSockets follow streams: answer a request with asgibus.stream_response")
-        await self._follow(require_own_stream(stream), str(client_offset(after)), packed)
+        await self._follow(require_stream(stream), str(client_offset(after)), packed)
 
     async def unfollow(self, stream: str) -> None:
         """Have the client follow a stream no more; do nothing if it does not. Its offset is forgotten.
@@ -404,7 +404,7 @@ class Connection:
             TypeError: The name is not valid.
             OSError: The client is gone.
         """
-        require_own_stream(stream)
+        require_stream(stream)
         if self._session.offers(STREAMS):
             await self._session.change(stream_group(stream), (UNFOLLOW, stream), _FOLLOWED, removes=True)
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import anyio
 
 from asgibus.layers.errors import LayerUnavailable, StreamError, StreamReset
-from asgibus.layers.names import require_own_stream
+from asgibus.layers.names import require_stream
 from asgibus.layers.streams import BEGINNING, Offset, Page, Stream, StreamState, parse_offset
 from asgibus.layers.streams.offsets import client_offset
 from asgibus.protocol.event_stream import LAST_EVENT_ID
@@ -76,7 +76,7 @@ async def stream_response(
     session = extension.session if isinstance(extension, Extension) else None
     layer = local_layer() if session is None else session.layer
     if isinstance(stream, str):
-        stream = layer.stream(require_own_stream(stream))
+        stream = layer.stream(require_stream(stream))
     offset, again = _offset_of(scope, after)
     if again and await _is_over(stream, offset):
         await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
@@ -91,7 +91,7 @@ async def stream_response(
         return
     # The first part is a comment, so that the client has the head, whatever middleware there is.
     await send({"type": "http.response.body", "body": KEEP_ALIVE[1], "more_body": True})
-    if session is not None and session.may_detach and layer.stream(stream.name).shares_store_with(stream):
+    if session is not None and session.may_detach and layer.any_stream(stream.name).shares_store_with(stream):
         session.detach(stream.name, str(offset), packed)
     else:
         await _Reading(stream, read_template(packed), send).run(offset, receive)

@@ -192,8 +192,9 @@ class InMemoryChannelLayer(ChannelLayer):
     def gauges(self) -> dict[str, int]:
         return self._streams.gauges()
 
-    def stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
-        return Stream(self._streams, name, limits or self.settings.limits_of(name), self.settings.wait)
+    def any_stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
+        limits = self.settings.limits_of(name) if limits is None else limits
+        return Stream(self._streams, name, limits, self.settings.wait)
 
     async def channel_statistics(self, channel: str) -> Statistics:
         local = split_local(require_channel(channel, whole=True))

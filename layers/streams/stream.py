@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from asgibus.layers.errors import LayerUnavailable, StreamError, StreamReset
-from asgibus.layers.names import require_stream
+from asgibus.layers.names import require_any_stream
 from asgibus.layers.settings import StreamLimits, require_content_type, require_kept
 from asgibus.layers.streams.offsets import BEGINNING, Offset, parse_offset
 from asgibus.layers.streams.page import ABSENT_SECONDS, Broadcast, Page, StreamState, parse_broadcast
@@ -46,7 +46,7 @@ class Stream:
         if not isinstance(limits, StreamLimits):
             raise TypeError(f"the limits of a stream are StreamLimits(…), not {limits!r:.50}")
         self._store = store
-        self.name = require_stream(name)
+        self.name = require_any_stream(name)
         self.limits = limits
         self._wait = wait
 

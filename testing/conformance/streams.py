@@ -373,7 +373,7 @@ async def check_messages_of_a_group_are_kept_for_another_layer(make_layer: Layer
 
 
 async def _check_past(layer: ChannelLayer, sender: ChannelLayer) -> None:
-    member, past = await layer.new_channel(), layer.stream("group:room")
+    member, past = await layer.new_channel(), layer.group_past("room")
     await layer.group_add("room", member)
     async with _reader(past) as reader:
         for number in range(12):

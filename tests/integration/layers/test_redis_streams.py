@@ -238,7 +238,7 @@ async def test_limits_hold_when_redis_has_evicted_batches(
 async def test_kept_messages_that_redis_has_evicted_count_no_more(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
-    past, limits = layer.stream("group:room"), StreamLimits(100, 5000, 60.0)
+    past, limits = layer.group_past("room"), StreamLimits(100, 5000, 60.0)
     for number in range(12):
         if number == 5:
             admin.delete("asgibus:stream:group:room")
@@ -251,7 +251,7 @@ async def test_kept_messages_that_redis_has_evicted_count_no_more(
 async def test_members_learn_that_redis_has_lost_the_last_kept_messages(
     layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
 ) -> None:
-    past = layer.stream("group:room")
+    past = layer.group_past("room")
     for text in "ab":
         await layer.group_send("room", {"type": "x", "text": text}, keep=10)
     copies = {key: admin.dump(key) for key in admin.keys("asgibus:stream*")}

@@ -382,4 +382,17 @@ async def test_a_message_that_is_too_large_to_be_told_is_not_kept(layer: InMemor
     message = {"type": "websocket.send", "text": "<?>" + "x" * (MESSAGE_BYTES - 100)}
     with pytest.raises(MessageTooLarge):
         await layer.group_send("room", message, keep=3, placeholder="<?>")
-    assert (await layer.stream("group:room").page()).state is StreamState.ABSENT
+    assert (await layer.group_past("room").page()).state is StreamState.ABSENT
+
+
+async def test_the_kept_messages_of_a_group_are_no_stream_that_a_client_may_name(layer: InMemoryChannelLayer) -> None:
+    await layer.group_send("room", {"type": "x", "text": "private"}, keep=3)
+    with pytest.raises(TypeError, match=r"'group:room' has the kept messages of a group: see `group_past`"):
+        layer.stream("group:room")
+    assert [item["text"] for item in items(await layer.group_past("room").page())] == ["private"]
+    with pytest.raises(ValueError, match="write it with group_send and keep"):
+        layer.group_past("room").writer()
+    with pytest.raises(TypeError, match="group names are"):
+        layer.group_past("a:b")
+    with pytest.raises(TypeError, match="the limits of a stream are"):
+        layer.stream("a", limits=0)  # type: ignore[arg-type]

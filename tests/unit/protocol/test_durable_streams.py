@@ -130,7 +130,7 @@ def test_head_ignores_the_query() -> None:
     assert request("offset=x", method="HEAD").head
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..%2f", "é", "n" * 101])
+@pytest.mark.parametrize("name", ["", "a/b", "..%2f", "é", "n" * 101, "group:room"])
 def test_there_is_no_stream_with_another_name(name: str) -> None:
     with pytest.raises(Refused) as raised:
         durable.find_name(name)
