@@ -34,6 +34,8 @@ REQUIRED = ("redis", "browser", "program", "last_release")
 UNCOVERED = {"browser", "chaos", "deployment", "differential", "end_to_end", "frameworks", "last_release"}
 """Folders whose processes are not measured by coverage, which makes a process half as slow again: the lines that they
 run are run in the tests of each part, too."""
+STARTS = {"test_debug_log.py", "test_env_file.py", "test_hostile_options.py", "test_log_config.py", "test_start.py"}
+"""Files whose tests are about the start of a process, and so start each one as users do."""
 MARKED_BY_FIXTURE = {
     "redis_url": "redis",
     "shared_redis_url": "redis",
@@ -304,7 +306,7 @@ def processes(
     At its end they get SIGTERM. The test fails if one ended by itself before, does not end in time or not with 0, or
     logged a traceback without `allow_traceback=True`.
     """
-    processes = Processes(tmp_path, fork="cli" not in request.path.parts)
+    processes = Processes(tmp_path, fork=request.path.name not in STARTS)
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():
@@ -317,7 +319,7 @@ def shared_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
     Each test first calls `mark`, so that it reads only the log lines that follow.
     """
-    processes = Processes(tmp_path_factory.mktemp("shared"), fork="cli" not in request.path.parts)
+    processes = Processes(tmp_path_factory.mktemp("shared"), fork=request.path.name not in STARTS)
     request.node.stash[_processes_key] = processes
     yield processes
     if faults := processes.end():

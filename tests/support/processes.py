@@ -24,7 +24,7 @@ APPS = TESTS / "integration"
 END_TIMEOUT = 20.0
 """Seconds a process may take to end after SIGTERM. Above the graceful timeout that the tests set."""
 
-GRACEFUL_TIMEOUT = 3
+GRACEFUL_TIMEOUT = 2
 """Seconds that the commands give to work in flight when a test, or its teardown, ends them."""
 
 TROUBLE = re.compile(r"Traceback \(most recent call last\)|was never awaited|was destroyed but it is pending")
@@ -203,7 +203,8 @@ class Process:
 class Processes:
     """All processes of one test or one module. `end` ends them and reports their faults.
 
-    The commands are forks of one process where that is possible: see `support.forks`. Tests of a start use none.
+    The commands are forks of one process where that is possible: see `support.forks`. Tests of a start use none: see
+    STARTS in tests/conftest.py.
     """
 
     def __init__(self, folder: Path, *, fork: bool = True) -> None:
