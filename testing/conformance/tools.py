@@ -50,7 +50,7 @@ def by_the_clock(
     @wraps(check)
     async def patient(make_layer: LayerFactory) -> None:
         try:
-            await check(make_layer, 1.0)
+            await check(make_layer, 0.5)
         except AssertionError:
             await check(make_layer, SLOWER)
 

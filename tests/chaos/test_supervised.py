@@ -135,11 +135,12 @@ def test_children_are_recycled(
         report.assert_whole()
 
 
+@pytest.mark.usefixtures("short_leases")
 @pytest.mark.parametrize(
     ("how", "busy"),
     [
         ("kill", True),
-        ("crash", False),
+        pytest.param("crash", False, marks=pytest.mark.long),
         pytest.param("kill", False, marks=pytest.mark.long),
         pytest.param("crash", True, marks=pytest.mark.long),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from asgibus.layers.redis import client, deaths, heartbeat, mailbox, work_queue
 from asgibus.layers.redis.ordinary import reader
+from asgibus.protocol import retry
 
 VARIABLE = "SHORT_LEASES"
 """Set in the environment of the peers."""
@@ -30,6 +31,8 @@ BLOCK = 1
 """Seconds that a blocking read waits in Redis; in the product 2."""
 SILENCE = 2.0
 """Seconds without a reply after which a connection is given up: a lease, as in the product, where both are 5."""
+RETRY = 0.25
+"""Seconds after the second crash of a run until the next; in the product 0.5."""
 
 
 def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
@@ -50,6 +53,7 @@ def shorten(set_value: Callable[[object, str, object], None] = setattr) -> None:
     for module in (client, mailbox, reader, work_queue):
         set_value(module, "BLOCK_SECONDS", BLOCK)
     set_value(client, "SILENCE_SECONDS", SILENCE)
+    set_value(retry, "FIRST_DELAY", RETRY)
     set_value(deaths, "SUSPECT_SECONDS", SUSPECT)
     set_value(deaths, "RECONNECT_SECONDS", RECONNECT)
 

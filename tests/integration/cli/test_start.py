@@ -47,6 +47,7 @@ def test_ready_lines_show_the_settings_without_secrets(
     assert SECRET not in worker.log() + interface.log()
 
 
+@pytest.mark.usefixtures("short_leases")
 def test_processes_log_their_mailboxes(redis_url: str, start_interface: Start, start_worker: Start) -> None:
     interface = start_interface("--layer", redis_url)
     name = interface.wait_for(r"listening on .*, mailbox (interface\.\w+!)\n")[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 STEP = 0.01
 KINDS = (OSError, RuntimeError)  # servers have exceptions of their own, but of these kinds
-PARTS = 300  # of a stream whose app gets no disconnect
+PARTS = 100  # of a stream whose app gets no disconnect
 
 
 def note(name: str, text: str) -> None:
