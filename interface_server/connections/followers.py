@@ -292,11 +292,12 @@ class Followers:
 
     def _go_on(self, stream: _Stream) -> None:
         """Join, or read a page, if that is due and not under way."""
-        if not stream.busy and not self._held and self._now >= stream.retry_at:
+        if not stream.busy and self._now >= stream.retry_at:
             if not stream.joined:
-                stream.busy = True
-                self._tasks.start_soon(self._join, stream)
-            elif stream.reads_due:
+                if not self._held or stream.unanswered:  # the app would not be answered by the other process
+                    stream.busy = True
+                    self._tasks.start_soon(self._join, stream)
+            elif stream.reads_due and not self._held:
                 stream.busy = True
                 self._tasks.start_soon(self._read, stream)
 
@@ -314,14 +315,21 @@ class Followers:
             logger.exception("stream %r could not be followed", stream.name)
         stream.busy = False
         unanswered, stream.unanswered = stream.unanswered, []
+        is_current = self._streams.get(stream.name) is stream  # else all have left it, and perhaps followed again
         for reader in unanswered:
-            if error is not None and (follower := (reader.follows or {}).pop(stream.name, None)) is not None:
-                stream.remove(follower)
+            if error is not None and is_current:
+                self._forget_failed(reader, stream)
             reader.group_done(stream_group(stream.name), error)
         if error is not None:
             stream.retry_at = self._now + RETRY_SECONDS  # responses without a run of the app wait
             self._leave_if_empty(stream)
         self._go_on(stream)
+
+    def _forget_failed(self, reader: Reader, stream: _Stream) -> None:
+        """Have a connection not follow a stream, because its app is told so."""
+        follower = (reader.follows or {}).pop(stream.name, None)
+        if follower is not None:
+            stream.remove(follower)
 
     async def _read(self, stream: _Stream) -> None:
         """Read pages until no follower can take another one."""

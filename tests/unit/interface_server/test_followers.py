@@ -375,6 +375,39 @@ def test_a_layer_that_is_away_is_told_and_pages_are_read_later(table: Table, mon
     assert viewer.got == ["1", "2"]
 
 
+def test_a_call_that_fails_undoes_no_later_one(table: Table, monkeypatch: Any) -> None:
+    viewer = Viewer(table)
+    joins = iter((True, False))
+    join_group = table.bus.join_group
+
+    async def away_once(group: str) -> None:
+        if not next(joins):
+            await join_group(group)
+            return
+        viewer.sent += 1  # this one is being handled
+        viewer.post(UNFOLLOW, "other")
+        viewer.follow(stream="other")
+        raise LayerUnavailable("away")
+
+    monkeypatch.setattr(table.bus, "join_group", away_once)
+    viewer.follow(stream="other")
+    Writer(table, "other").append("a")
+    assert viewer.got == ['"a"']
+    viewer.connection.client_gone()
+    assert table.connections.followers.streams == 0
+
+
+def test_a_call_is_answered_while_a_move_begins(table: Table) -> None:
+    Writer(table).append(1)
+    followers = table.connections.followers
+    followers.hold()  # the frames that have been read are handled yet
+    viewer = Viewer(table)
+    assert (GROUP_DONE, None, "stream:answer") in table.events()
+    assert viewer.got == []
+    followers.go_on()
+    assert viewer.got == ["1"]
+
+
 def test_pages_are_read_for_a_while_after_an_interruption(table: Table) -> None:
     writer = Writer(table)
     viewer = Viewer(table)
