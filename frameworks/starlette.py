@@ -276,8 +276,8 @@ class GroupSocket(WebSocket):
             join: The event that tells the groups that a user has joined. See `asgibus.Connection.group_add`.
             leave: The event that tells the groups that a user has left.
             after: The offset of the last kept message that the client has; `"0"` for all that are kept. The client gets
-                those behind it, and then what comes, without a gap and without a duplicate. See `Bus.send`.
-            reset: The text of a message that the client gets in place of messages behind its offset that are not kept
+                those after it, and then the further ones, without a gap and without a duplicate. See `Bus.send`.
+            reset: The text of a message that the client gets in place of messages after its offset that are not kept
                 any more, or if its offset is none. Without `after` it has no effect.
             subprotocol: The subprotocol to accept.
             headers: Headers of the response to the handshake.
@@ -431,7 +431,7 @@ class _LocalPast:
         self._frames = read_template(pack_template({"kind": EVENTS, "reset": reset}))
 
     async def write(self) -> None:
-        """Write the messages behind the offset, and those that come, to the socket."""
+        """Write the messages after the offset, and the further ones, to the socket."""
         with suppress(*_GONE):
             while True:
                 try:
