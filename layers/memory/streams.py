@@ -24,7 +24,6 @@ from asgibus.layers.streams.store import (
     NOT_OPEN,
     PAGE_BYTES,
     WRITER_GONE,
-    WRITER_SECONDS,
     Batch,
     WriterIdentity,
 )
@@ -303,7 +302,7 @@ class MemoryStreams:
 
     def _keep_open(self, stream: _Stored, writer: WriterIdentity) -> None:
         stream.state, stream.error = StreamState.OPEN, ""
-        stream.fails_at = self._clock() + WRITER_SECONDS
+        stream.fails_at = self._clock() + writer.silence
         stream.expires_at = stream.fails_at + writer.limits.kept
 
     def _page(self, stream: _Stored | None, after: Offset, limit: int) -> Page:

@@ -26,13 +26,15 @@ class Broadcaster:
         name: The stream.
         epoch: Its epoch.
         last: The number of the newest entry.
+        left: Seconds after which followers look if they hear nothing; None for as usual.
     """
 
-    def __init__(self, store: StreamStore, name: str, epoch: int, last: int) -> None:
+    def __init__(self, store: StreamStore, name: str, epoch: int, last: int, left: float | None) -> None:
         self._store = store
         self._name = name
         self._epoch = epoch
         self._last = last
+        self._left = left
         self._batches: deque[Batch] = deque()
         self._size = 0
         self._due = asyncio.Event()
@@ -68,6 +70,8 @@ class Broadcaster:
         batches = list(self._batches)
         first, last = (batches[0].first, batches[-1].last) if batches else (self._last + 1, self._last)
         items = [item for batch in batches for item in unpack_items(batch.packed)]
+        if state is StreamState.OPEN and left is None:
+            left = self._left
         await self._store.tell(Broadcast(self._name, self._epoch, first, items, state, error, left))
         while self._batches and self._batches[0].last <= last:
             self._size -= len(self._batches.popleft().packed)

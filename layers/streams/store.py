@@ -16,8 +16,10 @@ FENCED: Final = "asgibus.stream.fenced"
 """The type of the message for a writer that may not write any more. Its `why` says the reason."""
 WRITER_SECONDS = 60.0
 """The time for which a stream stays open whose writer gives no sign of life, if no process has noticed its death."""
-RENEW_SECONDS = 20.0
-"""The time between two signs of life of a writer."""
+UNWATCHED_SECONDS = 9.0
+"""The same, for a process whose death nobody may notice."""
+SIGNS: Final = 3
+"""How often a writer gives a sign of life in that time."""
 FOLLOWS: Final = 4
 """How often a follower is added in the time for which a channel stays in a group."""
 ANOTHER_WRITER = "another writer has begun"
@@ -43,6 +45,8 @@ class WriterIdentity:
     again. 0 if it is not."""
     content_type: str = ""
     """The content type for HTTP clients; empty if the app has given none."""
+    silence: float = WRITER_SECONDS
+    """Seconds without a sign of life after which the stream fails. `StreamStore.begin` sets it."""
     epoch: int = 0
     """The epoch of the stream. `StreamStore.begin` sets it."""
     term: int = 0

@@ -20,7 +20,7 @@ from asgibus.layers.streams.broadcaster import Broadcaster
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast, StreamState
 from asgibus.layers.streams.redelivery import redelivery
-from asgibus.layers.streams.store import CANCELLED, FENCED, RENEW_SECONDS, Batch, StreamStore, WriterIdentity
+from asgibus.layers.streams.store import CANCELLED, FENCED, SIGNS, WRITER_SECONDS, Batch, StreamStore, WriterIdentity
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -149,7 +149,8 @@ class StreamWriter:
         self._batcher = Batcher(self._stored)
         if page.cancelled:
             self._cancelled.set()
-        self._broadcaster = Broadcaster(self._store, self._name, identity.epoch, self._stored)
+        left = identity.silence if identity.silence < WRITER_SECONDS else None
+        self._broadcaster = Broadcaster(self._store, self._name, identity.epoch, self._stored, left)
         self._broadcaster.hint()
         for work in (self._write(), self._broadcaster.run(), self._listen(), self._renew()):
             self._tasks.append(asyncio.create_task(work, name=f"stream {self._name}"))
@@ -299,7 +300,7 @@ class StreamWriter:
         """Give signs of life."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_SECONDS):
+                async with asyncio.timeout(self._identity.silence / SIGNS):
                     await self._due.wait()
             was_due = self._due.is_set()
             self._due.clear()

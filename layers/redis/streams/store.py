@@ -36,6 +36,7 @@ from asgibus.layers.streams.store import (
     FOLLOWS,
     NOT_OPEN,
     PAGE_BYTES,
+    UNWATCHED_SECONDS,
     WRITER_GONE,
     WRITER_SECONDS,
     Batch,
@@ -59,6 +60,8 @@ class Stores(Protocol):
     def client_of(self, name: str, until: float | None = None) -> Awaitable[Store]: ...
 
     def clients(self) -> Iterable[Awaitable[Store]]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Servers:
@@ -154,7 +157,9 @@ class RedisStreams:
         return page
 
     async def _begin(self, name: str, writer: WriterIdentity, restart: bool) -> tuple[str, Page]:
-        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(writer.limits.kept)
+        # Servers watch one store. Elsewhere, other processes of its kind notice that this one dies, if there are any.
+        writer.silence = UNWATCHED_SECONDS if len(self._stores) > 1 and not self._servers else WRITER_SECONDS
+        times = _ms(writer.silence), _ms(writer.grace), _ms(writer.limits.kept)
         store = await self._stores.client_of(name, self._layer.send_until())
         self._list(store, name, writer)
         reply = await self._call(
@@ -197,7 +202,7 @@ class RedisStreams:
             unless `can_lose`.
         """
         limits = writer.limits
-        times = _ms(WRITER_SECONDS), _ms(writer.grace), _ms(limits.kept)
+        times = _ms(writer.silence), _ms(writer.grace), _ms(limits.kept)
         identity = writer.channel, writer.epoch, writer.term
         arguments: tuple[str | bytes | int, ...] = *identity, *times, writer.content_type, before
         if batch is None:

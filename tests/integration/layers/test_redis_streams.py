@@ -13,6 +13,7 @@ from asgibus.layers.codec import pack
 from asgibus.layers.errors import StreamError, StreamReset, WriterFenced
 from asgibus.layers.names import split_local
 from asgibus.layers.redis import bus as bus_module
+from asgibus.layers.redis.streams import store as store_module
 from asgibus.layers.streams import Page, StreamLimits, StreamState
 from asgibus.layers.streams.redelivery import Redelivery, redelivery
 from support.bus import Recorder, until
@@ -121,6 +122,30 @@ async def test_streams_end_while_another_store_is_away(start_redis: Callable[...
     info = await layer.stream(names[hosts[1].url]).info()
     assert (info.state, info.error) == (StreamState.FAILED, "the writer is gone")
     await layer.close()
+
+
+async def test_a_writer_whose_death_nobody_notices_gives_more_signs_of_life(
+    start_redis: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "UNWATCHED_SECONDS", 1.0)
+    hosts = [start_redis().url for _ in range(2)]
+    layer, other = RedisChannelLayer(hosts), RedisChannelLayer(hosts)
+    writer = layer.stream("a").writer()
+    await writer.__aenter__()
+    reader = asyncio.create_task(read(other, []))
+    await writer.append(1)
+    await asyncio.sleep(1.5)
+    assert (await other.stream("a").info()).state is StreamState.OPEN
+    for task in writer._tasks:
+        task.cancel()  # as if the process had died
+    with pytest.raises(StreamError, match="the writer is gone"):
+        await asyncio.wait_for(reader, 5)
+    async with layer.bus("worker", Recorder()), layer.stream("b").writer():
+        left = (await other.stream("b").info()).left
+        assert left is not None
+        assert left > 50, "servers watch the store of this one"
+    for each in (layer, other):
+        await each.close()
 
 
 async def test_a_writer_that_was_fenced_leaves_the_time_of_the_stream(

@@ -66,7 +66,7 @@ async def test_a_stream_fails_without_a_sign_of_life_of_its_writer(layer: InMemo
 async def test_a_writer_gives_signs_of_life(
     layer: InMemoryChannelLayer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(writer_module, "SIGNS", 6000)
     stream = layer.stream("a")
     async with stream.writer():
         clock.now += WRITER_SECONDS - 1
