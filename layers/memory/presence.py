@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -50,6 +51,8 @@ class _Group:
     def __init__(self) -> None:
         self.users: dict[str, dict[str, Present]] = {}
         self.announcements: dict[str, Announcements] = {}  # by mailbox
+        self.counts: Counter[str] = Counter()
+        """The number of users of each mailbox, which has announcements as long as it has users."""
 
 
 class PresenceTable:
@@ -72,6 +75,7 @@ class PresenceTable:
         at = self._groups.setdefault(group, _Group())
         servers = at.users.setdefault(present.user, {})
         first = not servers
+        at.counts[mailbox] += mailbox not in servers
         servers[mailbox] = present
         told = at.announcements.get(mailbox)
         if not first or told is None or told.join is None or len(at.users) > told.most:
@@ -84,12 +88,18 @@ class PresenceTable:
         at = self._groups.get(group)
         servers = {} if at is None else at.users.get(user, {})
         present = servers.pop(mailbox, None)
-        if at is None or present is None or servers:
+        if at is None or present is None:
+            return []
+        told = at.announcements.get(mailbox)
+        at.counts[mailbox] -= 1
+        if not at.counts[mailbox]:
+            del at.counts[mailbox]
+            at.announcements.pop(mailbox, None)
+        if servers:
             return []
         del at.users[user]
         if not at.users:
             del self._groups[group]
-        told = at.announcements.get(mailbox)
         if told is None or told.leave is None or len(at.users) > told.most:
             return []
         return [fill(told.leave, present, len(at.users), self._time())]
@@ -117,7 +127,6 @@ class PresenceTable:
         for name, group in list(self._groups.items()):
             users = [user for user, servers in group.users.items() if mailbox in servers]
             events += [(name, event) for user in users for event in self.hide(mailbox, name, user)]
-            group.announcements.pop(mailbox, None)
         wills = [self.take_will(*key) for key in list(self._wills) if key[0] == mailbox]
         return events + [will for will in wills if will is not None]
 

@@ -4,12 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psutil
 import pytest
 import redis
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from asgibus.layers import RedisChannelLayer
@@ -100,7 +101,7 @@ def servers(start_interface: Start, start_worker: Start, redis_url: str) -> tupl
     """Provide two interface servers and two workers."""
     start_worker(APP, "--layer", redis_url, "--resume")
     start_worker(APP, "--layer", redis_url, "--resume")
-    options = ("--layer", redis_url, "--presence-grace", GRACE)
+    options = ("--layer", redis_url, "--presence-grace", GRACE, "--ping-interval", 600)  # `Churn` answers no pings
     return start_interface(*options), start_interface(*options)
 
 
@@ -131,6 +132,48 @@ def test_an_interface_server_is_killed(
         wait_until(lambda: present(redis_url) == {}, what="an empty group")
         kinds = (":users:", ":present:", ":presence:", ":wills:")
         wait_until(lambda: not [key for key in admin.keys("*") if any(kind in key for kind in kinds)], what="no keys")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("short_leases")
+def test_two_interface_servers_are_killed(start_interface: Start, start_worker: Start, redis_url: str) -> None:
+    start_worker(APP, "--layer", redis_url, "--resume")
+    stays, *die = (start_interface("--layer", redis_url, "--presence-grace", GRACE) for _ in range(3))
+    with ExitStack() as stack:
+        watch = stack.enter_context(member(stays, "watch"))
+        for number in range(60):
+            user = f"user{number // 2}"  # at both
+            stack.enter_context(member(die[number % 2], user, will=number))
+            if not number % 2:
+                assert told(watch) == ["join", user]
+        for each in die:
+            each.kill()
+        heard = [tuple(told(watch, NOTICED + HANG)) for _ in range(90)]
+        assert sorted(heard) == sorted(
+            [("leave", f"user{number}") for number in range(30)] + [("will", str(number)) for number in range(60)]
+        )
+        assert come_and_go(stays, watch) == []
+        assert present(redis_url) == {"watch": 1, "marker": 0}
+
+
+@pytest.mark.parametrize("limit", [pytest.param("oldest", marks=pytest.mark.long), "newest"])
+def test_many_devices_come_at_once(limit: str, start_interface: Start, start_worker: Start, redis_url: str) -> None:
+    start_worker(APP, "--layer", redis_url, "--resume")
+    options = ("--layer", redis_url, "--max-connections-per-user", 3, "--user-limit", limit)
+    servers = [start_interface(*options) for _ in range(2)]
+    query = {"user": "ann", "quiet": 1}
+    with ExitStack() as stack:
+        clients = [stack.enter_context(ws(servers[number % 2], "/", query=query)) for number in range(16)]
+
+        def ended() -> bool:
+            for client in clients:
+                with suppress(TimeoutError, ConnectionClosed):
+                    client.recv(timeout=0.01)
+            return sum(client.close_code == 4429 for client in clients) == 13
+
+        wait_until(ended, what="the end of 13 connections")
+        wait_until(lambda: present(redis_url) == {"ann": 3}, what="three connections")
+        assert [client.close_code for client in clients].count(None) == 3
 
 
 @pytest.mark.parametrize("ending", [pytest.param("kill", marks=pytest.mark.long), "terminate"])
@@ -263,7 +306,8 @@ def test_clients_come_and_go(servers: tuple[Process, Process], redis_url: str, f
 
         sizes = [size()]
         for _ in range(3):
-            churn.run(CHURN, CHURN_SECONDS / 3)
+            rate = churn.run(CHURN, CHURN_SECONDS / 3)
+            figures(f"{rate:.0f} clients left, and as many came, per second")
             wait_until(lambda: present(redis_url) == churn.users(), what="the users that are left")
             assert present_count(redis_url) == (MEMBERS, MEMBERS)
             sizes.append(size())

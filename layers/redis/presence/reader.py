@@ -26,7 +26,8 @@ from asgibus.layers.redis.presence.stores import (
 logger = logging.getLogger("asgibus.layers")
 
 NEVER: Final = 2**53 - 1  # in ms by Redis's clock
-DROPPED_AT_ONCE = 100  # users of a dead process; their entries are returned
+DROPPED_AT_ONCE = 1000  # users of a dead process
+TOLD_AT_ONCE = 10  # of them, if their leaves are told: if this process dies meanwhile, these may be lost
 SCANNED: Final = PAGE + 100  # fields of a hash, a few of which are no users
 SERVERS: Final = ":servers"
 
@@ -152,9 +153,9 @@ class PresenceReader:
             LayerUnavailable: The store cannot be reached.
         """
         key = store.keys.present(group)
-        cursor = b"0"
+        cursor, count = b"0", TOLD_AT_ONCE
         while True:
-            arguments = mailbox, died or NEVER, cursor, DROPPED_AT_ONCE
+            arguments = mailbox, died or NEVER, cursor, count
             try:
                 cursor, events, left, at = await store.pipeline.call(
                     "EVAL", scripts.PRESENCE_DROP, 1, key, *arguments, until=call_until()
@@ -164,6 +165,8 @@ class PresenceReader:
                 raise
             if left:
                 await self._tell(store, group, events, left, int(at))
+            if not events:
+                count = DROPPED_AT_ONCE
             if cursor in (b"0", b""):
                 return bool(cursor)
 

@@ -20,7 +20,7 @@ from asgibus.layers.redis.presence.stores import SendToGroup, remove_other_types
 
 logger = logging.getLogger("asgibus.layers")
 
-AT_ONCE = 100  # wills of a dead process that are taken by one call
+TAKEN_AT_ONCE = 10  # wills of a dead process: if this process dies before it has sent them, they are lost
 WRITTEN_AT_ONCE = 500
 GONE = 2  # reply of `will_take.lua`
 RENEWALS = 4
@@ -126,7 +126,14 @@ class Wills:
         while True:
             try:
                 taken = await store.pipeline.call(
-                    "EVAL", scripts.WILLS_TAKE, 1, key, died or NEVER, AT_ONCE, repeatable=False, until=call_until()
+                    "EVAL",
+                    scripts.WILLS_TAKE,
+                    1,
+                    key,
+                    died or NEVER,
+                    TAKEN_AT_ONCE,
+                    repeatable=False,
+                    until=call_until(),
                 )
             except Refused as error:
                 await remove_other_types(error, store, key)

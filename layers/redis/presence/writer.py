@@ -17,7 +17,7 @@ from typing import Any
 from asgibus.layers.contract import Message
 from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.presence import Announcements, OnStored, Present, fill, user_key
-from asgibus.layers.redis import scripts
+from asgibus.layers.redis import redelivery, scripts
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.pipeline import Refused, Store
 from asgibus.layers.redis.presence.reader import PresenceReader
@@ -30,7 +30,6 @@ from asgibus.layers.redis.presence.stores import (
     present_of,
     tell_until,
 )
-from asgibus.layers.redis.redelivery import REGROUP_SECONDS
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -269,9 +268,10 @@ class PresenceWriter:
     async def _write_everything(self, store: Store, name: str, at: _Group) -> None:
         """Write all users again, and remove others, whom older data may have."""
         again, at.again = at.again, None
+        missing, at.missing = at.missing, {}
         at.named = False
         if again is Again.SILENTLY:
-            at.keeps_until = self._loop.time() + REGROUP_SECONDS
+            at.keeps_until = self._loop.time() + redelivery.REGROUP_SECONDS
         try:
             every = list(at.stored.items())
             for start in range(0, len(every), USERS_AT_ONCE):
@@ -286,9 +286,9 @@ class PresenceWriter:
                 await self._write_some(store, name, at, odd, tells=False)
         except LayerUnavailable:
             _write_again(at, again)
+            at.missing |= missing
             raise
-        at.unwritten |= at.missing
-        at.missing = {}
+        at.unwritten |= missing
 
     async def _write_some(
         self, store: Store, name: str, at: _Group, some: Mapping[str, Present | None], *, tells: bool

@@ -16,7 +16,7 @@ from asgibus.layers.redis.pipeline import Pipeline
 from asgibus.layers.redis.scripts import PRESENCE_WRITE, WILL_WRITE
 from support.bus import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis]
+pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.usefixtures("regroup")]
 
 GROUP = "asgibus:group:room"
 KEY = f"asgibus:present:{GROUP}"
