@@ -39,7 +39,7 @@ __all__ = ["HandOverMixin"]
 
 
 class HandOverMixin(_Consumer):
-    """A mixin for consumers of WebSockets, sync or async; to be named before the consumer class.
+    """A mixin for consumers of WebSockets, sync or async. Name it before the consumer class.
 
     `disconnect` is called when the client is gone, and not when another worker takes the socket over. On other servers
     than asgibus nothing changes.

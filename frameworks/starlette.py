@@ -137,10 +137,10 @@ class Bus:
 
 
 class StreamResponse(Response):
-    """The entries of a stream, as server-sent events: those that are kept, and all that come until its end.
+    """The entries of a stream, as server-sent events: those that are kept, and then the further ones until its end.
 
     The client goes on after the `Last-Event-ID` of its request, or `?after=`. Over asgibus no worker takes part once
-    the response has begun; deploys and crashes of workers do not touch it. See `asgibus.stream_response`.
+    the response has begun, so the client notices no deploy and no crash of a worker. See `asgibus.stream_response`.
     """
 
     media_type = "text/event-stream"
@@ -196,8 +196,8 @@ class StreamResponse(Response):
 class GroupSocket(WebSocket):
     """A WebSocket that joins groups, and that leaves its handler in silence when another worker takes it over.
 
-    At a hand-over the handler is cancelled: `finally` and `async with` run, what follows `iter_text()` and `except
-    WebSocketDisconnect` do not. Then the client is not gone, and the handler runs again in another worker.
+    At a hand-over the handler is cancelled: `finally` and `async with` run, but no `except WebSocketDisconnect`, and
+    no code after `iter_text()`. The client is not gone, and the handler runs again in another worker.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -234,7 +234,7 @@ class GroupSocket(WebSocket):
         return None if self._inbox is None else self._inbox.channel
 
     async def identify(self, user: str, info: Any = None) -> None:
-        """Say whose WebSocket this is, once. See `asgibus.Connection.identify`.
+        """Give this WebSocket a user. See `asgibus.Connection.identify`.
 
         Args:
             user: The id of the user, of 1 to 200 characters.
@@ -353,7 +353,7 @@ class GroupSocket(WebSocket):
 
 
 class _LocalInbox:
-    """The channel of a WebSocket on another server. While it has groups, a task writes what arrives to the socket."""
+    """The channel of a WebSocket on another server. While the WebSocket is in a group, a task writes its messages."""
 
     def __init__(self, socket: GroupSocket, layer: InMemoryChannelLayer, channel: str) -> None:
         self._socket = socket

@@ -1,7 +1,7 @@
-"""Answers that take their time, and outlive those who read and serve them: the web app.
+"""The web app of the answers: it puts a question on the channel `answers`, and sends the stream of an answer.
 
-It puts a question on the channel `answers`, for a writer (writer.py), and has the browser follow the stream that the
-writer fills. A user who knows the name of an answer may read and stop it, on any device; names cannot be guessed.
+A writer (writer.py) gets the question, and appends the answer to the stream. A user who knows the name of an answer may
+read and stop the answer, on any device. Names cannot be guessed.
 """
 
 import re

@@ -1,12 +1,12 @@
-"""Answers as two public protocols have them: the entries that a writer appends, and the response that frames them.
+"""Answers for the clients of two public protocols: the entries that a writer appends, and the frame of the response.
 
     async for entry in ui_messages(answer, tokens(question)):
         await out.append(entry)
 
     return StreamResponse(stream, **UI_MESSAGES)
 
-Each entry is one event of the protocol, so the response writes entries as they are. Its template adds the events for
-what no entry says: that the stream has ended, has failed, or was begun anew.
+Each entry is one event of the protocol, so the response writes entries unchanged. Its template adds the events for the
+end of the stream, a failure, and an answer that is begun anew.
 """
 
 from collections.abc import AsyncIterator

@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 TOKENS_PER_SECOND = 25
 TOKEN = re.compile(r"\s*\S{1,4}")
 TEXT = """
-You asked: “{question}” There is no language model behind this page, only a list of sentences that is told slowly, some
-letters at a time. But the way of these letters to you is that of any answer that takes its time, so let me tell you
-about it.
+You asked: “{question}” There is no language model behind this page, only a list of sentences that is sent slowly, some
+letters at a time. But these letters reach you in the same way as any answer that takes its time. This is how.
 
 Your question went to a channel, and a process took it from there: the writer. It knows nothing of browsers. It appends
 to a stream, which has a name, and whose entries are numbered and kept. The process that holds your connection follows
@@ -19,16 +18,16 @@ So you may reload this page: the text is here again, and goes on where it was. O
 another device: it shows the same. Close all of them, and come back: the writer has not noticed, and the text has grown.
 
 Now be unkind. The terminal names the processes. Kill the worker that took your question: it is not needed any more.
-Kill the interface server: your browser comes back with the number of the last entry that it has, and gets those behind
-it, each one once. Kill the writer, whose number is below this text: another process gets the same question, and begins
-the answer anew. That is said, too, since two halves of two answers would be none.
+Kill the interface server: your browser comes back with the number of its last entry, and gets the further ones, each of
+them once. Kill the writer, whose number is below this text: another process gets the same question, and begins the
+answer anew. The page says so, since two halves of two answers are no answer.
 
-Or press Stop. The writer learns of it within a moment, says so in the stream, and ends it. Everybody who reads along
-sees that this answer is not whole, and why.
+Or press Stop. The writer learns of that within a moment, says so in the stream, and ends the stream. All readers see
+that this answer is not whole, and why.
 
-An answer has an end, and the end is kept as well. When you have got it, your browser does not ask again. If it never
-came, because a writer was gone for good, you would not wait for it: the stream would fail, and you would read the
-reason here. What you never get is half an answer that looks like a whole one. This one is whole.
+An answer has an end, and the end is kept as well. When your browser has got the end, it does not ask again. If all
+writers were gone for good, you would not wait for ever: the stream would fail, and you would read the reason here. You
+never get half an answer that looks like a whole one. This one is whole.
 """
 PARAGRAPHS = [paragraph.replace("\n", " ") for paragraph in TEXT.strip().split("\n\n")]
 

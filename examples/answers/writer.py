@@ -20,7 +20,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, A
     stream = scope["extensions"]["asgibus"]["layer"].stream(f"answer.{job['answer']}")
     if (await stream.info()).state is StreamState.ENDED:
         return  # the process that wrote it died before it could say that the job is done
-    with suppress(WriterFenced):  # another process has the job: this one was cut off, and was taken for dead
+    with suppress(WriterFenced):  # another process has the job: this one was cut off, and declared dead
         async with stream.writer(restart=True) as out:
             await out.append({"question": job["question"], "writer": os.getpid()})
             async for token in tokens(job["question"]):

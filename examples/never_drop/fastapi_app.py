@@ -1,8 +1,9 @@
 """A chat and an answer that is written word by word, as people write them with FastAPI.
 
 `ConnectionManager` is that of FastAPI's tutorial, with rooms. Its state is in the process, so the demo starts the
-interface server with `--affinity`: all sockets of a room are in one worker. Nothing in the chat or in the answer
-handles workers that die or are replaced; `news` alone, which tells the page what happens around it, uses asgibus.
+interface server with `--affinity`: all sockets of a room are in one worker. No code of the chat
+or the answer handles workers that die or are replaced. Only `news`, which sends the page the actions of the demo, uses
+asgibus.
 """
 
 import asyncio
