@@ -215,7 +215,7 @@ class Unreadable:
         self._has_read = True
         if self.why is not None:
             self.why = None
-            logger.warning("what is claimed can be read again")
+            logger.warning("this process can read the entries that it claims again")
 
     def on_unreadable_batch(self, place: str, why: str) -> float:
         """Note that no entry of a batch could be read.
@@ -233,10 +233,10 @@ class Unreadable:
             return 0.0
         if self.why is None:
             logger.error(
-                "%s: what this process claims cannot be read by it: %s. It is given back for others, and this process "
-                "claims next to nothing until it can read again",
+                "%s: this process cannot read an entry that it claims: %s. Such entries are given back for others, and "
+                "this process claims next to nothing until it can read again",
                 place,
                 why,
             )
-        self.why = f"what is offered on {place} cannot be read here: {why}"
+        self.why = f"entries on {place} cannot be read here: {why}"
         return float(min(FIRST_PAUSE * 2.0 ** (self._in_a_row - allowed), LONGEST_PAUSE))

@@ -193,7 +193,7 @@ class GroupSender:
                 return members, epoch
 
     def _plan(self, key: str, members: list[bytes]) -> _Plan:
-        """Return how a message reaches these members. They are mostly the same as at the last message."""
+        """Return how a message reaches these members. The members are mostly those of the last message."""
         plan = self._plans.get(key)
         if plan is None or plan.members != members:
             self._planned += 1 + len(members)  # a group without members has a plan, too

@@ -401,8 +401,8 @@ class Reaper:
             memberships: Removes dead processes from their groups.
             on_lost: Called when an announcement did not arrive, since this process's mailbox does not exist.
             on_died: Called with the mailbox of each process that has died.
-            counted: Whether deaths are counted and logged. They are not for an app that uses the layer without the
-                servers: it comes and goes as it likes, and nobody asks it about deaths.
+            counted: Whether deaths are counted and logged. An app that uses the layer without the servers does not
+                count them: it comes and goes as it likes, and nobody asks it about deaths.
         """
         self._store = store
         self._mailbox = mailbox
@@ -444,7 +444,7 @@ class Reaper:
         Args:
             beat: The store's reply to the heartbeat.
             now: The time of the heartbeat, in ms by Redis's clock.
-            log: Whether deaths are logged and counted. They happened before this process started if not.
+            log: Whether deaths are logged and counted; not if they happened before this process started.
 
         Returns:
             Whether processes have died.

@@ -2,15 +2,15 @@
 
 A work queue is a stream with one consumer group, `workers`. An entry stays pending under the name of its consumer until
 it is acknowledged. So an entry whose reply was lost with the connection is found again, entries that were not given out
-are requeued at the end, and the entries of a dead process are taken over by another one. It keeps those under a second
-consumer name, so that it can tell them apart.
+are requeued at the end, and another process takes over the entries of a dead one, under a second consumer name, so that
+they can be told apart.
 
 An entry can also be offered to one process alone, by a key (`assignments`). Each process that claims by key reads a
 stream of its own beside the shared ones.
 
 An offer that is written twice would be served twice. When the connection breaks while an offer is in flight, a script
-looks for its entry, and writes it again only if it is missing. It may be missing because it was claimed and
-acknowledged already. So whoever claims an entry that was written again asks the producer first, which knows by then.
+looks for its entry, and writes it again only if it is missing. An entry that was claimed and acknowledged is missing,
+too. So whoever claims an entry that was written again asks the producer first, which knows by then.
 """
 
 from __future__ import annotations
