@@ -133,14 +133,18 @@ class Departure:
         return f"{moved or 'no'} sockets moved" + (f", {self._closed} closed" if self._closed else "")
 
     async def _settle(self) -> None:
-        """Wait until every socket that cannot move now could have moved once, and no offer is in doubt."""
+        """Wait until every socket that cannot move now could have moved once, and no offer is in doubt.
+
+        A client that reads slowly would always have something that is not written yet, if its app went on.
+        """
         until = anyio.current_time() + SETTLE_SECONDS
-        waiting = {each for each in self._movable() if not each.may_move}
+        waiting = {each for each in self._movable() if each.hold_back() or not each.may_move}
         while waiting or not self._server.connections.may_move:
             if anyio.current_time() > until:
                 break
             await anyio.sleep(POLL_SECONDS)
             waiting = {each for each in waiting if each in self._sockets and not (each.stays or each.may_move)}
+            waiting = waiting or {each for each in self._movable() if each.hold_back()}
         if not self._server.connections.may_move:
             raise MoveError("offers are in doubt, because the channel layer has lost its data")
 
@@ -248,14 +252,15 @@ class Departure:
         """Serve again."""
         server = self._server
         self._acceptor.resume()
-        if not server.frozen:
-            return
-        server.frozen = False
-        server.connections.bus.thaw()
-        server.connections.followers.go_on()
-        server.scheduler.release()
+        frozen, server.frozen = server.frozen, False
+        if frozen:
+            server.connections.bus.thaw()
+            server.connections.followers.go_on()
+            server.scheduler.release()
         for each in self._movable():
             each.go_on()
+        if not frozen:
+            return
         for listener in self._listeners:
             listener.go_on()
 

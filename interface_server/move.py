@@ -78,6 +78,9 @@ class Movable(Holder, Protocol):
     def may_move(self) -> bool:
         """Whether the state can be exported now: nothing has arrived in part, and all is written."""
 
+    def hold_back(self) -> bool:
+        """If something is to be written, have the app send nothing more until `go_on`. Return whether that is new."""
+
     def export(self) -> dict[str, Any]:
         """Return the state, of types that msgpack knows. To be called if `may_move`, and the socket is held."""
 
@@ -85,7 +88,7 @@ class Movable(Holder, Protocol):
         """Let the socket go without a word to the client or the app: another process has it."""
 
     def go_on(self) -> None:
-        """Read the socket, in the process that has it now."""
+        """Read the socket and write to it again, in the process that has it now."""
 
     def refuse_move(self) -> None:
         """Close the socket, because its state cannot be exported."""

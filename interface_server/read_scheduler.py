@@ -64,7 +64,12 @@ class InputBuffer:
     @property
     def at_rest(self) -> bool:
         """Whether the socket is open, no slice of it is being read, and everything is written to it."""
-        return not (self.in_slice or self._transport.is_closing() or self._transport.get_write_buffer_size())
+        return not (self.in_slice or self._transport.is_closing() or self.is_unwritten)
+
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether something is still to be written to the socket."""
+        return self._transport.get_write_buffer_size() > 0
 
     @property
     def descriptor(self) -> int:

@@ -146,6 +146,7 @@ class Connection:
         "group_answers",
         "groups",
         "handled",
+        "held",
         "kind",
         "number",
         "offer",
@@ -195,6 +196,8 @@ class Connection:
         """The number of workers in a row that have died with this connection, without progress between."""
         self.handled = 0
         """The number of the client's events that earlier runs have handled."""
+        self.held = False
+        """Whether nothing is acknowledged, so that the app soon sends nothing more."""
         self.group_answers = 0
         """The number of GROUP_DONE events that were sent to this run."""
         self.groups: set[str] | None = None
@@ -297,7 +300,7 @@ class Connection:
             self._transition(_COMPLETED)
             return
         self._unconsumed += size(event)
-        if not self.terminator.write_paused:
+        if not self.terminator.write_paused and not self.held:
             counted, self._unconsumed = self._unconsumed, 0
             if stream.consume(counted, stream.expected):
                 self._host.bus.post(self.peer, stream.ack_frame())
@@ -499,17 +502,28 @@ class Connection:
         """Acknowledge what was written, unless the socket has no room: then the window of the run stays shut."""
         if self.follows and not self.terminator.write_paused:
             self._host.followers.release(self)
-        if self.state is not _JOINED or self.app_state is _COMPLETE or self.terminator.write_paused:
+        if self.state is not _JOINED or self.app_state is _COMPLETE or self.terminator.write_paused or self.held:
             return
         if self._unconsumed:
             self._consume(0)
         if self.stream.unreported:
             self._host.bus.post(self.peer, self.stream.ack_frame())
 
+    def hold_back(self) -> bool:
+        """Acknowledge nothing until `go_on`, so that what was sent is written some time. Return whether that is new."""
+        new = not self.held
+        self.held = True
+        return new
+
+    def go_on(self) -> None:
+        """Acknowledge again what was written, and what another process has left to be acknowledged."""
+        self.held = False
+        self.acknowledge()
+
     def _consume(self, counted: int) -> None:
         """Count an event as consumed once its socket has room, so that the worker waits for a slow client."""
         self._unconsumed += counted
-        if not self.terminator.write_paused:
+        if not self.terminator.write_paused and not self.held:
             self.stream.consume(self._unconsumed, self.stream.expected)
             self._unconsumed = 0
 

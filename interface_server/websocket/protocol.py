@@ -473,8 +473,15 @@ class WebSocketProtocol(asyncio.Protocol):
         self._server.forget(self)
         self._transport.abort()
 
+    def hold_back(self) -> bool:
+        """See `Movable`."""
+        connection = self._connection
+        return connection is not None and self.input.is_unwritten and connection.hold_back()
+
     def go_on(self) -> None:
         """See `Movable`."""
+        if self._connection is not None:
+            self._connection.go_on()
         self.slices_read()
         self.input.release()
         self._scheduler.read(self)

@@ -51,6 +51,7 @@ class Transport:
         self.written = b""
         self.reading = True
         self.closed = self.half_closed = False
+        self.unwritten = 0
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -87,7 +88,7 @@ class Transport:
     abort = close
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unwritten
 
 
 class Socket:

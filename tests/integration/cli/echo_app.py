@@ -9,6 +9,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     assert scope["type"] != "lifespan"
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(int(scope["query_string"] or 0)):  # of the parts of a download
+            await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
         await send({"type": "http.response.body", "body": b"hello"})
         return
     bus = connection(scope)

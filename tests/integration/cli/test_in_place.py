@@ -8,7 +8,9 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -76,6 +78,24 @@ def test_a_new_process_goes_on(worker: Process, start_interface: Start, redis_ur
     assert not path.exists()
     assert "left with 1006" not in worker.log()
     assert len({*re.findall(r"mailbox (\S+)", interface.log())}) == 1
+
+
+def test_slow_downloads_go_on(worker: Process, start_interface: Start, redis_url: str) -> None:
+    """The clients read all the time, and there is always something to be written to one of them."""
+    interface = start_interface("--layer", redis_url)
+    with InPlace(interface) as in_place, ExitStack() as stack, ThreadPoolExecutor(1) as threads:
+        clients = [stack.enter_context(RawClient(interface, receive_buffer=20_000)) for _ in range(4)]
+        for client in clients:
+            client.send(b"GET /?100 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+            client.read_head()
+        move = threads.submit(in_place.move)
+        while not move.done():
+            for client in clients:
+                client.socket.recv(4_000)
+            time.sleep(0.01)
+        assert move.result()[1] == "4 http sockets moved"
+        for client in clients:
+            assert client.read_until_close(HANG).endswith(b"hello\r\n0\r\n\r\n")
 
 
 @pytest.mark.anyio

@@ -16,6 +16,7 @@ from asgibus.interface_server.http.request import _FIELDS, Request
 from asgibus.interface_server.http.response import ResponseWriter
 from asgibus.interface_server.websocket.protocol import WebSocketProtocol
 from asgibus.interface_server.websocket.reader import MessageReader
+from asgibus.layers.frames import ACK
 from asgibus.protocol.connect_request import RequestHead
 from asgibus.protocol.events import (
     ACCEPT,
@@ -53,6 +54,39 @@ def messages(*sockets: Socket) -> list[Any]:
     """Return the messages that the app got through these sockets."""
     events: list[Event] = [event for socket in sockets for event in socket.table.events(WORKER)]
     return [event[1] for event in events if event[0] == MESSAGE_RECEIVED]
+
+
+# The acknowledgements.
+
+
+def acks(socket: Socket) -> list[Any]:
+    """Return the acknowledgements since the last call."""
+    return [frame for frame in socket.table.posted(WORKER) if frame[0] == ACK]
+
+
+def open_slow_websocket() -> Socket:
+    """Return a WebSocket with a client that has not read everything, and an app that has sent as much as it may."""
+    socket = open_websocket(window=1000)
+    socket.transport.unwritten = 1
+    assert socket.protocol.hold_back()
+    assert not socket.protocol.hold_back()
+    acks(socket)
+    for _ in range(5):
+        socket.post(MESSAGE_SENT, "x" * 190)
+    assert not acks(socket)
+    return socket
+
+
+def test_what_was_held_back_is_acknowledged_by_the_next_process() -> None:
+    old = open_slow_websocket()
+    old.transport.unwritten = 0
+    assert len(acks(Moved(old))) == 1
+
+
+def test_a_move_that_fails_lets_the_app_send_again() -> None:
+    socket = open_slow_websocket()
+    socket.protocol.go_on()
+    assert len(acks(socket)) == 1
 
 
 # WebSockets.
@@ -237,7 +271,7 @@ def test_all_attributes_of_a_request_move() -> None:
         (
             Connection,
             # The registry restores all but `events`, which the terminator of the socket does.
-            "_host events follows kind number offer offered_at queue table terminator unclaimed",
+            "_host events follows held kind number offer offered_at queue table terminator unclaimed",
         ),
         (ReliableStream, "_checked attempt in_flight number"),
         (WebSocketProtocol, "_guard _scheduler write_paused"),
