@@ -79,7 +79,7 @@ def open_slow_websocket() -> Socket:
 
 def test_what_was_held_back_is_acknowledged_by_the_next_process() -> None:
     old = open_slow_websocket()
-    old.transport.unwritten = 0
+    old.transport.unwritten, old.transport.written = 0, b""
     assert len(acks(Moved(old))) == 1
 
 
