@@ -91,9 +91,10 @@ class _Stored:
             if len(found) >= limit or size >= PAGE_BYTES:
                 break
             size += len(batch.packed)
-            numbered = enumerate(unpack_items(batch.packed), batch.first)
-            found += ((Offset(self.epoch, number), item) for number, item in numbered if number >= begin)
-        return found[:limit]
+            first = max(begin, batch.first)
+            some = unpack_items(batch.packed)[first - batch.first :][: limit - len(found)]
+            found += ((Offset(self.epoch, number), item) for number, item in enumerate(some, first))
+        return found
 
 
 class MemoryStreams:

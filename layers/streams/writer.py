@@ -25,6 +25,7 @@ from asgibus.layers.streams.store import CANCELLED, FENCED, SIGNS, WRITER_SECOND
 logger = logging.getLogger("asgibus.layers")
 
 UNWRITTEN_BYTES: Final = 256 * 1024  # of entries that wait for the store: further calls of `append` wait
+UNINTERRUPTED: Final = 100  # calls of `append` in a row, after which other tasks have a turn
 TAIL_BYTES: Final = 32 * 1024  # of the last batches, which are stored again if the store loses its data
 RETRY_SECONDS = 0.5  # until a write is tried again for which the store was away
 GRACE_SECONDS = 30.0  # for a message to be delivered again after its worker has died
@@ -113,6 +114,8 @@ class StreamWriter:
         number = self._batcher.add(item)
         if len(self._batcher) == 1 or self._batcher.size >= BATCH_BYTES:
             self._added.set()
+        if not number % UNINTERRUPTED:
+            await asyncio.sleep(0)  # a writer in a loop must not keep its readers from running
         return str(Offset(self._identity.epoch, number))
 
     async def flush(self) -> None:

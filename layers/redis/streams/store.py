@@ -311,12 +311,9 @@ class RedisStreams:
         if state == b"deleted":
             return Page([], *offsets, StreamState.ABSENT, reset=after != BEGINNING, next=BEGINNING)
         state = StreamState(state.decode())
-        items, number, gone = self._read(store.keys.stream(name), epoch, max(int(begin), first - 1), batches)
+        items, number, gone = self._read(store.keys.stream(name), epoch, max(int(begin), first - 1), batches, limit)
         if limit > 0 and not batches and number < last:  # Redis has evicted the key
             number, gone = last, True
-        if len(items) > limit:
-            items = items[:limit]
-            number = items[-1][0].number
         is_open = state is StreamState.OPEN
         return Page(
             items,
@@ -332,9 +329,9 @@ class RedisStreams:
         )
 
     def _read(
-        self, place: str, epoch: int, after: int, batches: list[bytes]
+        self, place: str, epoch: int, after: int, batches: list[bytes], limit: int
     ) -> tuple[list[tuple[Offset, Any]], int, bool]:
-        """Return the entries in batches, the number to read on from, and whether entries in front of them are lost.
+        """Return entries in batches, the number to read on from, and whether entries in front of them are lost.
 
         A batch that cannot be read ends the page, or is said to be gone if it is the first one.
         """
@@ -355,8 +352,11 @@ class RedisStreams:
                 if items:
                     break
                 after, gone = first - 1, True
-            items += [(Offset(epoch, number), item) for number, item in enumerate(unpacked, first) if number > after]
-            after = max(after, last)
+            some = unpacked[after + 1 - first :][: limit - len(items)]
+            items += [(Offset(epoch, number), item) for number, item in enumerate(some, after + 1)]
+            after += len(some)
+            if after < last:
+                break
         return items, after, gone
 
     async def cancel(self, name: str) -> bool:

@@ -396,3 +396,21 @@ async def test_the_kept_messages_of_a_group_are_no_stream_that_a_client_may_name
         layer.group_past("a:b")
     with pytest.raises(TypeError, match="the limits of a stream are"):
         layer.stream("a", limits=0)  # type: ignore[arg-type]
+
+
+async def test_other_tasks_have_turns_while_a_writer_appends_in_a_loop(layer: InMemoryChannelLayer) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    async with layer.stream("a").writer() as out:
+        begun = turns
+        for number in range(2000):
+            await out.append(number)
+        assert turns - begun >= 20
+    counting.cancel()
