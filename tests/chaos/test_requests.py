@@ -98,7 +98,7 @@ def test_unclaimed_requests_of_a_killed_worker_run_once(
     start_chaos_interface: Start, start_chaos_worker: Start, notes: Notes, figures: Figures
 ) -> None:
     killed_worker = start_chaos_worker("--concurrency", 1)
-    interface = start_chaos_interface()
+    interface = start_chaos_interface("--graceful-timeout", 0.5)
     with begin(interface, "GET", "/slow?gate=open"):
         notes.wait("request")
         waiting = [begin(interface, method, "/fast") for method in ("GET", "POST", "GET", "POST")]

@@ -481,7 +481,7 @@ def test_a_script_with_a_layer(paste: Paste, redis_url: str) -> None:
 def test_the_checks_for_a_layer(paste: Paste) -> None:
     folder = paste("layers.md")
     assert python(folder, "check.py") == ""
-    some = "order or member"  # the program has run all checks
+    some = "keep_their_order"  # the program has run all checks
     assert " passed" in run_pytest(folder, "-k", some, "test_layer.py")
 
 

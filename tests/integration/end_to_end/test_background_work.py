@@ -88,7 +88,7 @@ def test_messages_of_a_killed_worker_go_to_another(start: Start, work: Work) -> 
     wait_until(lambda: len(work.notes("begun")) == 5)
     killed.kill()
     assert work.notes("done") == []
-    start("--channel-concurrency", 30)
+    start("--channel-concurrency", 30, "--graceful-timeout", 0.1)
     wait_until(lambda: set(work.notes("done")) == set(range(10, 30)), FAST_DEATH)
     expected = Counter([*range(5), *range(30)])
     wait_until(lambda: Counter(work.notes("begun")) >= expected, FAST_DEATH, "the killed worker's messages begin again")

@@ -81,7 +81,7 @@ async def test_malformed_bus_data_ends_no_process(
     start_interface: Start, start_worker: Start, redis_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "echo.py").write_text(APP)
-    admin = ("--admin-port", "0")
+    admin = ("--admin-port", "0", "--graceful-timeout", "0.5")
     worker = start_worker("echo:app", "--layer", redis_url, *admin)
     interface = start_interface("--layer", redis_url, *admin)
     layer = RedisChannelLayer(redis_url)

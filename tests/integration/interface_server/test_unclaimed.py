@@ -92,7 +92,8 @@ def test_a_pool_without_workers_leaves_room_in_redis(
     store = start_redis("--maxmemory", "60mb", "--maxmemory-policy", "noeviction")
     url = store.url
     start_worker("end_to_end.pool_app:app", "--layer", url, env={"POOL": "default"})
-    server = start_interface(*("--layer", url, "--route", "/other=other", "--connect-timeout", 30, "--admin-port", 0))
+    options = ("--route", "/other=other", "--connect-timeout", 30, "--admin-port", 0, "--graceful-timeout", 0.5)
+    server = start_interface("--layer", url, *options)
     with waiting_uploads(server, 700):
         with redis.Redis.from_url(url, protocol=2) as admin:
             wait_until(lambda: counts(server).get("no room", 0) > 0)

@@ -17,6 +17,7 @@ from end_to_end.test_event_streams import APP as EVENTS
 from end_to_end.test_event_streams import Reader
 from last_release.installation import TODAY, Installation, releases
 from last_release.test_mixed_servers import APP, TROUBLE
+from support.deadline import wait_until
 from support.in_place import InPlace
 from support.last_release import NAME
 from support.processes import Process
@@ -58,7 +59,8 @@ def test_an_interface_server_moves_to_the_other_release_and_back(
             one.send("on its way")
             installation.install(release)
             in_place.move()
-            assert releases(redis_url)[mailbox] == (RELEASE if release == TODAY else NAME)
+            name = RELEASE if release == TODAY else NAME
+            wait_until(lambda name=name: releases(redis_url)[mailbox] == name, what=f"the release {name}")  # type: ignore[misc]
             assert one.recv(30) == two.recv(30) == "on its way"
             two.send("to the room")
             assert one.recv(30) == two.recv(30) == "to the room"
