@@ -27,7 +27,8 @@ logger = logging.getLogger("asgibus.layers")
 
 NEVER: Final = 2**53 - 1  # in ms by Redis's clock
 DROPPED_AT_ONCE = 1000  # users of a dead process
-TOLD_AT_ONCE = 10  # of them, if their leaves are told: if this process dies meanwhile, these may be lost
+TOLD_AT_ONCE = 10  # users whose leaves are told: if this process dies meanwhile, these may be lost
+UNTOLD_AT_ONCE = 100  # users who are at other servers, or in a group that is too large to be told
 SCANNED: Final = PAGE + 100  # fields of a hash, a few of which are no users
 SERVERS: Final = ":servers"
 
@@ -163,26 +164,26 @@ class PresenceReader:
             except Refused as error:
                 await forget_group(error, store, group)
                 raise
-            if left:
-                await self._tell(store, group, events, left, int(at))
-            if not events:
-                count = DROPPED_AT_ONCE
+            tells = await self._tell(store, group, events, left, int(at)) if left else False
+            count = DROPPED_AT_ONCE if not events else TOLD_AT_ONCE if tells else UNTOLD_AT_ONCE
             if cursor in (b"0", b""):
                 return bool(cursor)
 
-    async def _tell(self, store: Store, group: str, events: bytes, left: list[bytes | int], at: int) -> None:
-        """Tell a group who has left, as the dead process would have done."""
+    async def _tell(self, store: Store, group: str, events: bytes, left: list[bytes | int], at: int) -> bool:
+        """Tell a group who has left, as the dead process would have done. Return whether there was anything to tell."""
         place = store.keys.present(group)
         try:
             told = unpack_announcements(store, group, events)
         except ValueError as error:
             store.entries.log_rejected(place, "of events", error)
-            return
+            return False
         if told is None or told.leave is None:
-            return
+            return False
+        tells = False
         for entry, count in zip(left[::2], left[1::2], strict=True):
             if int(count) > told.most or not isinstance(entry, bytes):
                 continue
+            tells = True
             try:
                 event = fill(told.leave, unpack_present(store, group, entry), int(count), at)
                 await self.send(group, event, tell_until())
@@ -190,3 +191,4 @@ class PresenceReader:
                 store.entries.log_rejected(place, "of a user who has left", ValueError(str(error)))
             except LayerUnavailable as error:
                 logger.warning("group %r was not told who has left: %s", group, error)
+        return tells
