@@ -469,6 +469,9 @@ class Connection:
 
     def close(self, code: int, reason: str) -> bool:
         """Close the connection for the app, with this code if it is a WebSocket. Return False if that cannot be."""
+        if self.state is _DETACHED:
+            self.end_detached()
+            return True
         if self.kind == WEBSOCKET:
             return self.plain((CLOSE, code, reason))
         if self.table is HTTP_TABLE:

@@ -186,7 +186,8 @@ class PresenceWriter:
                 "group": name,
                 "users": [present._asdict() for present in at.entries.values()],
                 "announcements": None if at.announcements is None else at.announcements._asdict(),
-                "stored": at.entries == at.stored,
+                "left": [present._asdict() for key, present in at.stored.items() if key not in at.entries],
+                "stored": at.entries == at.stored and at.again is None,
             }
             for name, at in self._groups.items()
         ]
@@ -200,7 +201,9 @@ class PresenceWriter:
         for each in groups:
             at = self._at(each["group"])
             at.entries = {user_key(fields["user"]): present_of(fields) for fields in each["users"]}
-            at.stored = dict(at.entries)
+            left = {user_key(fields["user"]): present_of(fields) for fields in each.get("left", ())}
+            at.stored = at.entries | left
+            at.unwritten = dict.fromkeys(left)
             at.connections = sum(present.connections for present in at.entries.values())
             if each["announcements"] is not None:
                 at.announcements = announcements_of(each["announcements"])

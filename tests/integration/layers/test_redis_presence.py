@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import msgpack
@@ -9,6 +10,7 @@ import pytest
 import redis
 
 from asgibus.layers import LayerUnavailable, RedisChannelLayer
+from asgibus.layers.codec import pack, unpack
 from asgibus.layers.contract import Handler
 from asgibus.layers.presence import Announcements, Present, user_key
 from asgibus.layers.redis import heartbeat
@@ -123,6 +125,28 @@ async def test_a_change_is_told_although_its_reply_was_lost(
     await one.presence.settle()
     assert (await receive(layer, member))["text"].startswith('-"a"')
     assert not repeats
+
+
+async def test_a_user_who_leaves_after_a_loss_leaves_also_if_the_process_moves(
+    layer: RedisChannelLayer, admin: "redis.Redis[bytes]"
+) -> None:
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    async with AsyncExitStack() as stack:
+        old: Any = await stack.enter_async_context(layer.bus("interface", Handler()))
+        old.presence.announce("room", TOLD)
+        await show(old, "a", "b")
+        for _ in range(2):
+            await receive(layer, member)
+        admin.flushall()
+        old.presence.hide("room", "a")
+        await eventually(layer, {"a", "b"})  # until others had time to write theirs
+        identity = unpack(pack(await old.freeze()))
+        old.give_away()
+    async with layer.moved_bus(identity, Handler()) as new:
+        new.thaw()
+        assert (await receive(layer, member))["text"] == '-"a" 1'
+        assert await names(layer) == {"b"}
 
 
 async def test_users_of_older_data_are_removed(

@@ -540,6 +540,13 @@ def test_a_client_that_leaves_a_detached_response() -> None:
     assert (HTTP_DISCONNECT, True) not in client.table.events()
 
 
+def test_a_detached_response_ends_when_its_user_is_closed() -> None:
+    client = Response()
+    assert client.connection.close(4001, "")
+    assert client.transport.written.endswith(b"0\r\n\r\n")
+    assert len(client.connections) == client.connections.followers.streams == 0
+
+
 def test_a_client_that_may_have_left_gets_comments_which_tell() -> None:
     client = Response()
     writer = Writer(client.table)
