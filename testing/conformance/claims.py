@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from asgibus.layers.contract import Bus
@@ -22,6 +24,17 @@ from asgibus.testing.conformance.tools import (
 def _channel(name: str) -> str:
     """Return the name of a new shared channel: `flush` does not empty shared channels."""
     return f"{name}.{secrets.token_hex(4)}"
+
+
+@asynccontextmanager
+async def _two_processes(make_layer: LayerFactory) -> AsyncIterator[tuple[Bus, Bus]]:
+    """Provide a process that offers, and one that claims."""
+    async with (
+        fresh_layer(make_layer) as layer,
+        layer.bus("offer", Recorder()) as interface,
+        layer.bus("w", Recorder()) as worker,
+    ):
+        yield interface, worker
 
 
 async def _entries(bus: Bus, *channels: str, limit: int = 100) -> list[Any]:
@@ -86,11 +99,7 @@ async def check_offers_wait_for_a_claimant(make_layer: LayerFactory) -> None:
 async def check_a_claim_returns_at_most_its_limit(make_layer: LayerFactory) -> None:
     """Check that the limit holds for several channels together."""
     x, y = _channel("x"), _channel("y")
-    async with (
-        fresh_layer(make_layer) as layer,
-        layer.bus("offer", Recorder()) as interface,
-        layer.bus("w", Recorder()) as worker,
-    ):
+    async with _two_processes(make_layer) as (interface, worker):
         for number in range(6):
             interface.offer(x, ("x", number))
             interface.offer(y, ("y", number))
@@ -106,11 +115,7 @@ async def check_a_claim_returns_at_most_its_limit(make_layer: LayerFactory) -> N
 async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> None:
     """Check this for offers that have reached the store and for others, withdrawn once or twice."""
     channel = _channel("x")
-    async with (
-        fresh_layer(make_layer) as layer,
-        layer.bus("offer", Recorder()) as interface,
-        layer.bus("w", Recorder()) as worker,
-    ):
+    async with _two_processes(make_layer) as (interface, worker):
         offers = [interface.offer(channel, (number,)) for number in range(4)]
         interface.withdraw(offers[0])
         await within(interface.drain(), "drain")
@@ -127,11 +132,7 @@ async def check_a_withdrawn_offer_is_not_claimed(make_layer: LayerFactory) -> No
 async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) -> None:
     """Check that withdrawing a claimed offer does nothing."""
     channel = _channel("x")
-    async with (
-        fresh_layer(make_layer) as layer,
-        layer.bus("offer", Recorder()) as interface,
-        layer.bus("w", Recorder()) as worker,
-    ):
+    async with _two_processes(make_layer) as (interface, worker):
         offer = interface.offer(channel, (1,))
         (claim,) = await within(worker.claim([channel], 10), "claim")
         interface.withdraw(offer)
@@ -145,11 +146,7 @@ async def check_a_claimed_offer_cannot_be_withdrawn(make_layer: LayerFactory) ->
 async def check_a_claim_that_does_not_wait_returns_at_once(make_layer: LayerFactory) -> None:
     """Check that it returns nothing from an empty channel, and what is there from another one."""
     empty, channel = _channel("x"), _channel("y")
-    async with (
-        fresh_layer(make_layer) as layer,
-        layer.bus("offer", Recorder()) as interface,
-        layer.bus("w", Recorder()) as worker,
-    ):
+    async with _two_processes(make_layer) as (interface, worker):
         interface.offer(channel, (1,))
         await within(interface.drain(), "drain")
         expect_equal(await within(worker.claim([empty], 10, wait=False), "claim", 2), [], "claimed entries")
@@ -226,11 +223,7 @@ async def check_stopping_a_claimant_loses_no_entry(make_layer: LayerFactory) -> 
 async def check_statistics_count_unclaimed_offers(make_layer: LayerFactory) -> None:
     """Check that offers count as messages, and unclaimed ones as pending."""
     channel = _channel("waiting")
-    async with (
-        fresh_layer(make_layer) as layer,
-        layer.bus("offer", Recorder()) as interface,
-        layer.bus("w", Recorder()) as worker,
-    ):
+    async with _two_processes(make_layer) as (interface, worker):
         nothing = await interface.shared_statistics(channel)
         expect_equal((nothing["messages_count"], nothing["messages_pending"]), (0, 0), "an unused channel")
         interface.offer(channel, (0,))
