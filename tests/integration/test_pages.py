@@ -14,9 +14,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from runpy import run_path
+from unittest.mock import ANY
 
 import click
 import httpx
@@ -45,7 +47,7 @@ PROGRAMS = {
     "durable-streams.md": ["main.py"],
     "event-streams.md": ["main.py"],
     "frameworks/asgi2.md": ["myproject/main.py"],
-    "frameworks/channels.md": ["myproject/asgi.py", "myproject/consumers.py", "myproject/lobby.py"],
+    "frameworks/channels.md": [f"myproject/{name}.py" for name in ("asgi", "consumers", "follow", "lobby")],
     "frameworks/django.md": [f"myproject/{name}.py" for name in ("asgi", "publish", "signals", "urls", "views")],
     "frameworks/fastapi.md": ["lobby.py", "myproject/main.py", "past.py"],
     "frameworks/flask.md": ["myproject/main.py", "myproject/sockets.py"],
@@ -301,18 +303,41 @@ for name in ("ann", "bob"):
 """
 
 
-def test_the_lobby_of_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
+VIEWS = """
+import asgibus
+from django.contrib.auth import logout
+from django.http import HttpResponse
+from myproject import signals
+
+
+async def write(request):
+    async with asgibus.connection(request.scope).stream("answer.one").writer() as out:
+        await out.append("hello")
+        await out.wait_cancelled()
+    return HttpResponse("written")
+
+
+urlpatterns += [
+    path("logout", lambda request: logout(request) or publish(request)),
+    path("write", write),
+]
+"""
+"""Views for the tests, beside those of the page."""
+
+
+def test_presence_and_streams_with_channels(tmp_path: Path, paste: Paste, start_interface: Start) -> None:
     python(tmp_path, "-m", "django", "startproject", "myproject", ".")
     paste("frameworks/django.md")
     project = paste("frameworks/channels.md") / "myproject"
     code = (project / "asgi.py").read_text()
-    code = code.replace('path("everybody"', 'path("lobby", Lobby.as_asgi()), path("everybody"')
-    (project / "asgi.py").write_text(
-        code.replace("import Everybody", "import Everybody\nfrom myproject.lobby import Lobby")
+    paths = 'path("lobby", Lobby.as_asgi()), path("answers/<slug:answer>", Answer.as_asgi()), path("everybody"'
+    imports = "from myproject.lobby import Lobby; from myproject.follow import Answer\n"
+    code = code.replace('path("everybody"', paths).replace(
+        "from myproject.consumers", imports + "from myproject.consumers"
     )
+    (project / "asgi.py").write_text(code)
     with (project / "urls.py").open("a") as urls:
-        urls.write("from django.contrib.auth import logout\nfrom myproject import signals\n")
-        urls.write('urlpatterns.append(path("logout", lambda request: logout(request) or publish(request)))\n')
+        urls.write(VIEWS)
     env = os.environ | {"DJANGO_SETTINGS_MODULE": "myproject.settings"}
     sessions = [f"sessionid={key}" for key in python(tmp_path, "-c", USERS, env=env).split()]
     server = start_interface("--app-dir", tmp_path, "--presence-grace", "0.1", app="myproject.asgi:application")
@@ -333,6 +358,13 @@ def test_the_lobby_of_channels(tmp_path: Path, paste: Paste, start_interface: St
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4001
         assert read_json(ann) == {"left": "2"}
+    with ThreadPoolExecutor() as threads, ws(server, "/answers/one", origin=server.url) as viewer:
+        written = threads.submit(httpx.get, f"{server.url}/write", trust_env=False, timeout=HANG)
+        entry = read_json(viewer)
+        assert entry == {"stream": "answer.one", "offset": ANY, "data": "hello"}
+        viewer.send("stop")
+        assert read_json(viewer) == {"stream": "answer.one", "offset": ANY, "end": True}
+        assert written.result().text == "written"
 
 
 def read_json(client: ClientConnection) -> object:
