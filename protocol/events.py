@@ -61,6 +61,7 @@ PRESENT: Final = 43  # (group, packed join or empty, packed leave or empty) as G
 SET_WILL: Final = 44  # (group, packed event) none if empty; GROUP_DONE of the group WILL_SET is the answer
 
 WILL_SET: Final = "will:set"
+DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
 
 NAMES: Final = {
     value: name

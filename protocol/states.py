@@ -48,6 +48,10 @@ class AppState(StrEnum):
     COMPLETE = "complete"
 
 
+FOLLOWING: Final = (AppState.OPEN, AppState.STARTED, AppState.STREAMING)
+"""The states in which a client can get entries of streams."""
+
+
 @mypyc_attr(native_class=False)
 class IllegalTransition(RuntimeError):
     """An event that the state does not allow.

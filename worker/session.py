@@ -35,6 +35,7 @@ from asgibus.protocol.events import (
     CLOSE,
     CONTINUE,
     DETACH,
+    DISCONNECTS,
     EARLY_HINT,
     EVENT_STREAM,
     GROUP_DONE,
@@ -61,6 +62,7 @@ from asgibus.protocol.events import (
 )
 from asgibus.protocol.header_lines import AnnouncedBody
 from asgibus.protocol.states import (
+    FOLLOWING,
     HTTP_TABLE,
     RUN_TABLE,
     AppState,
@@ -84,13 +86,11 @@ OTHER_TASKS_SECONDS = 0.1  # for what other tasks of the app do before a hand-ov
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # one WebSocket message is one entry on the bus, and must not block others
 
 _HANDED_OVER: Event = (WEBSOCKET_DISCONNECT, endings.SERVICE_RESTART, "")
-_DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
 _NAMES: Final = {HTTP: "an HTTP", WEBSOCKET: "a WebSocket"}
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
 _STREAMING: Final = AppState.STREAMING
-_FOLLOWING: Final = (AppState.OPEN, AppState.STARTED, AppState.STREAMING)  # states in which a client gets parts
 _SERVING: Final = RunState.SERVING
 _DRAINING: Final = RunState.DRAINING
 _NOTIFIED: Final = RunState.NOTIFIED
@@ -334,7 +334,7 @@ class Session:
             await waiter
         number, event = self._inbox.pop(0)
         outbox.begin(number, size(event))
-        if event[0] in _DISCONNECTS:
+        if event[0] in DISCONNECTS:
             self._disconnect = event  # handled when the app returns
         else:
             self.received += 1
@@ -548,7 +548,7 @@ class Session:
     @property
     def may_follow(self) -> bool:
         """Whether the client can get entries of streams: it was accepted, or its response has begun, and lasts."""
-        return self._app_state in _FOLLOWING
+        return self._app_state in FOLLOWING
 
     async def change(self, name: str, event: Event, what: str, *, removes: bool = False) -> None:
         """Have the interface server change what it keeps for the client, and wait until it has done so.

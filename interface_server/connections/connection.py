@@ -28,21 +28,19 @@ from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
     DETACH,
+    DISCONNECTS,
     FOLLOW,
     GROUP_ADD,
     GROUP_DISCARD,
     GROUP_DONE,
     HANDOVER,
-    HTTP_DISCONNECT,
     IDENTIFY,
     OTHER_CLOSE,
-    OTHER_DISCONNECT,
     OTHER_SENT,
     RESPONSE_BODY,
     RESPONSE_END,
     SAVE_STATE,
     UNFOLLOW,
-    WEBSOCKET_DISCONNECT,
     Event,
     disconnect,
     other,
@@ -51,6 +49,7 @@ from asgibus.protocol.events import (
 from asgibus.protocol.retry import CRASH_LIMIT, RunEnd, may_run_http_again, may_run_websocket_again
 from asgibus.protocol.states import (
     CONNECTION_TABLE,
+    FOLLOWING,
     HTTP_TABLE,
     OTHER_TABLE,
     WEBSOCKET_TABLE,
@@ -75,7 +74,6 @@ WORKER_LOST = (502, 1012)  # the worker that served it is gone, and no other may
 POISON = (502, 1011)  # one worker after another died with it
 APP_FAILED = (500, 1011)  # a further run of the app gave another answer than the first
 
-_DISCONNECTS: Final = (HTTP_DISCONNECT, WEBSOCKET_DISCONNECT, OTHER_DISCONNECT)
 _LAST: Final = (CLOSE, RESPONSE_END, ABORT)  # the last event of a run that has ended its connection itself
 # Module-level aliases, because up to Python 3.11 a lookup of a member on its enum takes 50 ns.
 _OFFERED: Final = ConnectionState.OFFERED
@@ -90,7 +88,6 @@ _COMPLETED: Final = ConnectionEvent.COMPLETED
 _HANDSHAKE: Final = AppState.HANDSHAKE
 _OPEN: Final = AppState.OPEN
 _COMPLETE: Final = AppState.COMPLETE
-_FOLLOWING: Final = (AppState.OPEN, AppState.STARTED, AppState.STREAMING)  # states in which a client gets parts
 
 # The state for the client, while a further run has not answered yet.
 _BETWEEN_RUNS: Final = {AppState.HANDSHAKE: AppState.OPEN, AppState.CONTINUING: AppState.STREAMING}
@@ -221,7 +218,7 @@ class Connection:
             if self._unsent is None:
                 self._unsent = []
             self._unsent.append((frame, counted))
-        if stream.in_flight >= stream.window and event[0] not in _DISCONNECTS and self.state is not _CLOSING:
+        if stream.in_flight >= stream.window and event[0] not in DISCONNECTS and self.state is not _CLOSING:
             self.terminator.pause()  # after a disconnect, it may serve the next request of its socket
 
     def client_gone(self, code: int = 1006, reason: str = "") -> None:
@@ -341,7 +338,7 @@ class Connection:
                 self._transition(ConnectionEvent.DISCONNECT_DELIVERED)
         elif code == UNFOLLOW:
             self._host.followers.unfollow(self, name)
-        elif self.app_state not in _FOLLOWING or self.table is OTHER_TABLE:
+        elif self.app_state not in FOLLOWING or self.table is OTHER_TABLE:
             self.group_done(stream_group(name), f"the client cannot get entries of a stream: {self.app_state.value}")
         elif code == FOLLOW:
             self._host.followers.follow(self, name, event[2], event[3])

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -80,9 +80,6 @@ class UsersMember(Member, Protocol):
     def kind(self) -> str:
         """The type of its scope."""
 
-    def close(self, code: int, reason: str) -> bool:
-        """Close the connection, as the app could."""
-
 
 class _Local:
     """A user in a group, by the connections of this process."""
@@ -110,7 +107,6 @@ class Users:
         settings: The settings of the server.
         groups: The groups of the connections.
         log: Counts what is dropped.
-        wall_clock: Returns the seconds since 1970.
     """
 
     def __init__(
@@ -118,7 +114,6 @@ class Users:
         settings: InterfaceSettings,
         groups: Groups,
         log: CountedLog,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._grace = settings.presence_grace
         self._most_told = settings.presence_events
@@ -126,7 +121,6 @@ class Users:
         self._newest_goes = settings.user_limit == "newest"
         self._groups = groups
         self._log = log
-        self._wall_clock = wall_clock
         self._now = 0.0
         self._present: dict[str, dict[str, _Local]] = {}
         self._leaving: deque[_Leave] = deque()  # in the order of their times
@@ -176,7 +170,7 @@ class Users:
             return
         if not known.user:
             self._identified += 1
-            known.identified_at = self._wall_clock()
+            known.identified_at = time.time()
         if known.info != info:
             known.info = info
             for shown in known.groups:
@@ -251,7 +245,7 @@ class Users:
         users = self._present.setdefault(group, {})
         local = users.get(known.user)
         if local is None:
-            local = users[known.user] = _Local(self._wall_clock())
+            local = users[known.user] = _Local(time.time())
         local.info = known.info
         if group not in known.groups:
             known.groups.add(group)
