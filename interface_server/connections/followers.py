@@ -113,7 +113,7 @@ class _Stream(FollowedStream[Following]):
         """Whether a task joins the group, or reads pages."""
         self.retry_at = -math.inf
         self.look_at = math.inf
-        self.written_at = math.inf  # when all live followers got something
+        self.written_at = math.inf  # when all followers got something
         self.absent_since = math.inf
         self.keep_until = -math.inf
         """Until when this process stays in the group without a follower."""
@@ -394,7 +394,8 @@ class Followers:
             stream.all_read()  # some at a time
         delivery = stream.on_broadcast(broadcast)
         if delivery is not None:
-            stream.written_at = self._now
+            if len(delivery.followers) == len(stream):
+                stream.written_at = self._now
             self._write(stream, delivery)
         self._go_on(stream)
 

@@ -523,6 +523,20 @@ def test_a_page_for_another_viewer_does_not_keep_a_silent_one_waiting() -> None:
     assert client.body.count(b":\n\n") == 2
 
 
+def test_entries_for_others_do_not_keep_a_silent_one_waiting() -> None:
+    client = Socket(stream_keep_alive=20.0)
+    writer = Writer(client.table)
+    client.send(get("/answer"))
+    client.post(*HEAD)
+    client.post(DETACH, "answer", writer.offset(999), SSE)  # there is no such entry yet
+    Viewer(client.table)
+    for number in range(5):
+        client.table.pass_time(5)
+        writer.append(number)
+    assert b"data" not in client.transport.written
+    assert client.transport.written.count(b":\n\n") == 1
+
+
 def test_a_server_that_stops_has_the_client_come_back() -> None:
     client = Response()
     writer = Writer(client.table)
