@@ -112,8 +112,8 @@ class Stream:
 
     async def last(self) -> str | None:
         """Return the offset of the newest entry, or None if there is none. Raises LayerUnavailable."""
-        last = (await self.info()).last
-        return str(last) if last.number else None
+        page = await self.info()
+        return str(page.last) if page.last.number and page.state is not StreamState.ABSENT else None
 
     async def info(self) -> Page:
         """Return the state of the stream: a page without entries. Raises LayerUnavailable."""

@@ -303,6 +303,7 @@ async def check_a_deleted_stream_is_gone(make_layer: LayerFactory) -> None:
         await expect_error(WriterFenced, writer, "a writer of a deleted stream")
         page = await stream.page(offsets[0])
         expect_equal((page.state, list(page.items), page.reset), (StreamState.ABSENT, [], True), "a deleted stream")
+        expect_equal(await stream.last(), None, "its last offset")
         again = await _write(stream, ["again"])
         expect_equal(await _read(stream), list(zip(again, ["again"], strict=True)), "a stream after its deletion")
 
