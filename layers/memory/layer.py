@@ -49,6 +49,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.past import send_to_group
 
 logger = logging.getLogger("asgibus.layers")
@@ -108,7 +109,8 @@ class InMemoryChannelLayer(ChannelLayer):
         self._claimed = 0
         self._orphans: list[Claim] = []  # claims of closed buses, until another bus claims from their channels
         self._assignments = Assignments(clock)
-        self._streams = MemoryStreams(self, clock, self.counts)
+        messages = StreamMessages(self, self._follow, self._unfollow)
+        self._streams = MemoryStreams(messages, clock, self.counts)
         self.presence = PresenceTable()
         """The users of all buses."""
 
@@ -190,7 +192,7 @@ class InMemoryChannelLayer(ChannelLayer):
         return self.presence.count(group)
 
     def gauges(self) -> dict[str, int]:
-        return self._streams.gauges()
+        return self._streams.messages.gauges()
 
     def any_stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         limits = self.settings.limits_of(name) if limits is None else limits
@@ -290,6 +292,12 @@ class InMemoryChannelLayer(ChannelLayer):
     def unfollow(self, group: str, channel: str) -> None:
         """Remove a channel from a group of the layer itself."""
         self._leave(group, channel)
+
+    async def _follow(self, group: str, channel: str) -> None:
+        self.follow(group, channel)
+
+    async def _unfollow(self, group: str, channel: str) -> None:
+        self.unfollow(group, channel)
 
     def _join(self, group: str, member: str, until: float) -> None:
         now = self._clock()

@@ -6,48 +6,18 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from asgibus.layers.codec import unpack_items
-from asgibus.layers.contract import Message
-from asgibus.layers.errors import ChannelFull, WriterFenced
-from asgibus.layers.names import stream_group
+from asgibus.layers.errors import WriterFenced
 from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.identity import WriterIdentity
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Broadcast, Page, StreamState
-from asgibus.layers.streams.store import (
-    ANOTHER_WRITER,
-    CANCELLED,
-    DELETED,
-    FENCED,
-    FOLLOWS,
-    NOT_OPEN,
-    PAGE_BYTES,
-    WRITER_GONE,
-    Batch,
-    WriterIdentity,
-)
+from asgibus.layers.streams.store import ANOTHER_WRITER, DELETED, NOT_OPEN, PAGE_BYTES, WRITER_GONE, Batch
 
 DELETED_SECONDS = 60.0  # for which it is known that a stream was deleted
-
-
-class Layer(Protocol):
-    """The layer, as its streams use it."""
-
-    async def new_channel(self, prefix: str = ...) -> str: ...
-
-    async def receive(self, channel: str) -> Message: ...
-
-    async def send(self, channel: str, message: Message) -> None: ...
-
-    async def send_to_group(self, group: str, message: Message) -> None: ...
-
-    @property
-    def group_expiry(self) -> float: ...
-
-    def follow(self, group: str, channel: str) -> None: ...
-
-    def unfollow(self, group: str, channel: str) -> None: ...
 
 
 class _Stored:
@@ -101,33 +71,23 @@ class MemoryStreams:
     """The streams of a memory layer: see `StreamStore`. Methods may be called from any event loop.
 
     Args:
-        layer: The layer.
+        messages: The messages between the writers, the followers and this store.
         clock: Returns the time in seconds.
         counts: Counts what is appended.
     """
 
-    def __init__(self, layer: Layer, clock: Callable[[], float], counts: Counter[str]) -> None:
+    def __init__(self, messages: StreamMessages, clock: Callable[[], float], counts: Counter[str]) -> None:
         self._counts = counts
-        self._layer = layer
+        self.messages = messages
         self._clock = clock
         self._lock = threading.Lock()
         self._streams: dict[str, _Stored] = {}
         self._last_epoch = 0
-        self._writers: dict[str, WriterIdentity] = {}  # by channel
-        self._readers: set[str] = set()
 
     def clear(self) -> None:
         """Forget all streams, as a store that loses its data."""
         with self._lock:
             self._streams.clear()
-
-    def gauges(self) -> dict[str, int]:
-        """Return how many streams are written and read here, and the bytes that are kept of those that are written."""
-        return {
-            "written streams": len(self._writers),
-            "stream bytes": sum(writer.kept_bytes for writer in [*self._writers.values()]),
-            "stream readers": len(self._readers),
-        }
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         with self._lock:
@@ -140,12 +100,12 @@ class MemoryStreams:
                 stream.cancelled = cancelled
             stream.term += 1
             stream.writer, stream.ended = writer.channel, ""
-            self._writers[writer.channel] = writer
+            self.messages.writers[writer.channel] = writer
             stream.content_type = writer.content_type or stream.content_type
             writer.epoch, writer.term = stream.epoch, stream.term
             self._keep_open(stream, writer)
             page = self._page(stream, BEGINNING, 0)
-        await self._fence(fenced, ANOTHER_WRITER)
+        await self.messages.fence(fenced, ANOTHER_WRITER)
         return page
 
     async def append(self, name: str, writer: WriterIdentity, batch: Batch, tail: Sequence[Batch] = ()) -> bool:
@@ -189,7 +149,7 @@ class MemoryStreams:
                 stream.state = state
 
     async def leave(self, name: str, writer: WriterIdentity) -> None:
-        self._writers.pop(writer.channel, None)
+        self.messages.writers.pop(writer.channel, None)
 
     async def page(self, name: str, after: Offset, limit: int) -> Page:
         with self._lock:
@@ -202,7 +162,7 @@ class MemoryStreams:
                 return False
             stream.cancelled = True
             writer = stream.writer
-        await self._send(writer, {"type": CANCELLED})
+        await self.messages.ask_to_stop(writer)
         return True
 
     async def delete(self, name: str) -> bool:
@@ -214,8 +174,8 @@ class MemoryStreams:
             deleted = self._streams[name] = _Stored(stream.epoch)
             deleted.state, deleted.last, deleted.first = StreamState.ABSENT, stream.last, stream.last + 1
             deleted.expires_at = self._clock() + DELETED_SECONDS
-        await self._fence(fenced, DELETED)
-        await self.tell(Broadcast(name, stream.epoch, stream.last + 1, state=StreamState.ABSENT))
+        await self.messages.fence(fenced, DELETED)
+        await self.messages.tell(Broadcast(name, stream.epoch, stream.last + 1, state=StreamState.ABSENT))
         return True
 
     async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
@@ -235,24 +195,6 @@ class MemoryStreams:
                 del stream.ids[next(iter(stream.ids))]
             stream.fails_at = stream.expires_at = self._clock() + limits.kept
             return True, Offset(stream.epoch, stream.last)
-
-    async def tell(self, broadcast: Broadcast) -> None:
-        await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())
-
-    async def new_channel(self) -> str:
-        return await self._layer.new_channel("stream")
-
-    async def receive(self, channel: str) -> Message:
-        return await self._layer.receive(channel)
-
-    async def follow(self, name: str, channel: str) -> float:
-        self._readers.add(channel)
-        self._layer.follow(stream_group(name), channel)
-        return self._layer.group_expiry / FOLLOWS
-
-    async def unfollow(self, name: str, channel: str) -> None:
-        self._readers.discard(channel)
-        self._layer.unfollow(stream_group(name), channel)
 
     def _find(self, name: str) -> _Stored | None:
         """Return a stream that has not expired, in the state that it has by now."""
@@ -338,14 +280,3 @@ class MemoryStreams:
     def _new_epoch(self) -> int:
         self._last_epoch = max(self._last_epoch + 1, round(time.time() * 1000))
         return self._last_epoch
-
-    async def _fence(self, channel: str, why: str) -> None:
-        await self._send(channel, {"type": FENCED, "why": why})
-
-    async def _send(self, channel: str, message: Message) -> None:
-        """Tell a writer. It learns of its fencing at its next entry in any case."""
-        if channel:
-            try:
-                await self._layer.send(channel, message)
-            except ChannelFull:  # it has a hundred messages, and does not look at them
-                return

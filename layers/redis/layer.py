@@ -49,6 +49,7 @@ from asgibus.layers.settings import (
     require_delay,
 )
 from asgibus.layers.streams import Stream
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.past import send_to_group
 
 logger = logging.getLogger("asgibus.layers")
@@ -142,7 +143,8 @@ class RedisChannelLayer(ChannelLayer):
         reached = Stores(shards.home.client, shards.client_of, lambda: (shard.client() for shard in shards))
         self._presence = PresenceReader(reached, LeaseReader(reached, round(SILENT_SECONDS * 1000)), self._groups.send)
         self._local = LocalChannels(shards, self.background_loop, over_capacity, self._presence)
-        self._streams = RedisStreams(self, self._local, shards, self._entries, self.counts)
+        messages = StreamMessages(self, self._local.group_add, self._local.group_discard)
+        self._streams = RedisStreams(self, messages, shards, self._entries, self.counts)
         self._local.streams = self._streams
 
     @property
@@ -253,7 +255,7 @@ class RedisChannelLayer(ChannelLayer):
         await self._groups.send(group, message, self.send_until())
 
     def gauges(self) -> dict[str, int]:
-        return self._streams.gauges()
+        return self._streams.messages.gauges()
 
     def any_stream(self, name: str, limits: StreamLimits | None = None) -> Stream:
         limits = self.settings.limits_of(name) if limits is None else limits

@@ -9,8 +9,9 @@ from typing import Final
 
 from asgibus.layers.codec import unpack_items
 from asgibus.layers.errors import LayerUnavailable
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.page import Broadcast, StreamState
-from asgibus.layers.streams.store import Batch, StreamStore
+from asgibus.layers.streams.store import Batch
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -22,15 +23,15 @@ class Broadcaster:
     """Send batches to the followers in order, while further ones are stored.
 
     Args:
-        store: The storage.
+        messages: Tells the followers.
         name: The stream.
         epoch: Its epoch.
         last: The number of the newest entry.
         left: Seconds after which followers look if they hear nothing; None for as usual.
     """
 
-    def __init__(self, store: StreamStore, name: str, epoch: int, last: int, left: float | None) -> None:
-        self._store = store
+    def __init__(self, messages: StreamMessages, name: str, epoch: int, last: int, left: float | None) -> None:
+        self._messages = messages
         self._name = name
         self._epoch = epoch
         self._last = last
@@ -72,6 +73,6 @@ class Broadcaster:
         items = [item for batch in batches for item in unpack_items(batch.packed)]
         if state is StreamState.OPEN and left is None:
             left = self._left
-        await self._store.tell(Broadcast(self._name, self._epoch, first, items, state, error, left))
+        await self._messages.tell(Broadcast(self._name, self._epoch, first, items, state, error, left))
         while self._batches and self._batches[0].last <= last:
             self._size -= len(self._batches.popleft().packed)

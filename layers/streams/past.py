@@ -17,6 +17,7 @@ from asgibus.layers.names import require_group
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast
+from asgibus.layers.streams.store import StreamStore
 
 KEPT: Final = "asgibus.kept"
 """The member of a message to a group that says at which offset it is kept."""
@@ -25,14 +26,6 @@ PLACEHOLDER: Final = "asgibus.placeholder"
 MAX_ID_LENGTH: Final = 200
 KEPT_BYTES: Final = MESSAGE_BYTES - 1024
 """The largest kept message, packed: its offset, and the name of the stream, are sent with it."""
-
-
-class KeepingStore(Protocol):
-    """Keeps messages of groups: a part of `StreamStore`."""
-
-    async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]: ...
-
-    async def tell(self, broadcast: Broadcast) -> None: ...
 
 
 class GroupLayer(Protocol):
@@ -62,7 +55,7 @@ def place_offset(message: Mapping[str, Any], offset: Offset) -> Mapping[str, Any
 
 async def send_to_group(
     layer: GroupLayer,
-    store: KeepingStore,
+    store: StreamStore,
     group: str,
     message: dict[str, Any],
     keep: int | None,
@@ -114,9 +107,9 @@ async def send_to_group(
     is_new, offset = await store.keep(name, packed, limits, message_id)
     if is_new:
         await layer.send_to_group(group, {**place_offset(item, offset), KEPT: str(offset)})
-        await store.tell(Broadcast(name, offset.epoch, offset.number, [item]))
+        await store.messages.tell(Broadcast(name, offset.epoch, offset.number, [item]))
     else:  # who has kept it may have died before all were told
-        await store.tell(Broadcast(name, offset.epoch, offset.number + 1))
+        await store.messages.tell(Broadcast(name, offset.epoch, offset.number + 1))
     return is_new
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.identity import WriterIdentity
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.offsets import Offset
-from asgibus.layers.streams.page import Broadcast, Page, StreamState
+from asgibus.layers.streams.page import Page, StreamState
 
-CANCELLED: Final = "asgibus.stream.cancelled"
-"""The type of the message for a writer that somebody has asked to stop."""
-FENCED: Final = "asgibus.stream.fenced"
-"""The type of the message for a writer that may not write any more. Its `why` says the reason."""
-WRITER_SECONDS = 60.0
-"""The time for which a stream stays open whose writer gives no sign of life, if no process has noticed its death."""
-UNWATCHED_SECONDS = 9.0
-"""The same, for a process whose death nobody may notice."""
-SIGNS: Final = 3
-"""How often a writer gives a sign of life in that time."""
-FOLLOWS: Final = 4
-"""How often a follower is added in the time for which a channel stays in a group."""
 ANOTHER_WRITER = "another writer has begun"
 PAGE_BYTES = 256 * 1024
 """The bytes of batches in one page, and one batch more."""
@@ -29,30 +19,6 @@ DELETED = "the stream was deleted"
 NOT_OPEN = "the stream is not open any more"
 WRITER_GONE = "the writer is gone"
 """The error of a stream whose writer has died."""
-
-
-@dataclass(slots=True)
-class WriterIdentity:
-    """A writer, as the store knows it."""
-
-    channel: str
-    """The process-local channel that tells the writer of its fencing, and of `Stream.cancel`."""
-    limits: StreamLimits
-    renew_soon: Callable[[], None]
-    """Has the writer call `StreamStore.renew` soon, from any thread."""
-    grace: float = 0.0
-    """Seconds for which the stream stays open if the writer dies or fails, because its work is likely to be begun
-    again. 0 if it is not."""
-    content_type: str = ""
-    """The content type for HTTP clients; empty if the app has given none."""
-    silence: float = WRITER_SECONDS
-    """Seconds without a sign of life after which the stream fails. `StreamStore.begin` sets it."""
-    epoch: int = 0
-    """The epoch of the stream. `StreamStore.begin` sets it."""
-    term: int = 0
-    """The number of the writer in its epoch: one with a higher term fences this one. `StreamStore.begin` sets it."""
-    kept_bytes: int = 0
-    """The bytes of the stream that are kept, packed. `StreamStore.append` sets it."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,8 +40,14 @@ class Batch:
 class StreamStore(Protocol):
     """Stores the streams of a layer.
 
+    It tells followers that a stream was deleted, and writers of their fencing and of `cancel`: see `messages`.
+
     Every method may raise LayerUnavailable. Those that write may be called again after that: a batch is stored once.
     """
+
+    @property
+    def messages(self) -> StreamMessages:
+        """The messages between the writers, the followers and this store."""
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         """Make this writer the only one of a stream, and set its epoch and its term.
@@ -150,9 +122,6 @@ class StreamStore(Protocol):
     async def delete(self, name: str) -> bool:
         """Delete a stream, and tell its followers and its writer. Return whether there was one."""
 
-    async def tell(self, broadcast: Broadcast) -> None:
-        """Send new entries or another state to the followers of a stream."""
-
     async def keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
         """Keep a message of a group, in a stream that has no writer.
 
@@ -165,17 +134,3 @@ class StreamStore(Protocol):
         Returns:
             Whether no message with that id was kept, and the offset of the one that is.
         """
-
-    # The messages of followers and writers.
-
-    async def new_channel(self) -> str:
-        """Return a new process-local channel."""
-
-    async def receive(self, channel: str) -> dict[str, Any]:
-        """Wait for the next message of a process-local channel."""
-
-    async def follow(self, name: str, channel: str) -> float:
-        """Add a channel to the followers of a stream. Return in how many seconds to do so again, so that it stays."""
-
-    async def unfollow(self, name: str, channel: str) -> None:
-        """Remove a channel from the followers of a stream."""

@@ -155,10 +155,10 @@ class _Reader:
 
     async def read(self) -> AsyncGenerator[tuple[Offset, Any], None]:
         """Yield entries until the end."""
-        self._channel = await self._store.new_channel()
+        self._channel = await self._store.messages.new_channel()
         tasks: list[asyncio.Task[None]] = []
         try:
-            renew_in = await self._store.follow(self._name, self._channel)
+            renew_in = await self._store.messages.follow(self._name, self._channel)
             works = self._receive(), self._renew(renew_in)
             tasks += (asyncio.create_task(work, name=f"stream {self._name} reader") for work in works)
             async with aclosing(self._pages()) as entries:
@@ -168,21 +168,21 @@ class _Reader:
             for task in tasks:
                 task.cancel()
             with suppress(LayerUnavailable):  # a membership that is left behind would fill the channel
-                await to_its_end(self._store.unfollow(self._name, self._channel))
+                await to_its_end(self._store.messages.unfollow(self._name, self._channel))
 
     async def _renew(self, seconds: float) -> None:
         """Renew the membership in time."""
         while True:
             await asyncio.sleep(seconds)
             try:
-                seconds = await self._store.follow(self._name, self._channel)
+                seconds = await self._store.messages.follow(self._name, self._channel)
             except LayerUnavailable:
                 seconds = RETRY_SECONDS
 
     async def _receive(self) -> None:
         while True:
             try:
-                message = await self._store.receive(self._channel)
+                message = await self._store.messages.receive(self._channel)
                 self._broadcasts.append(parse_broadcast(message))
             except ValueError:
                 continue

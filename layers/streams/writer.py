@@ -17,10 +17,12 @@ from asgibus.layers.errors import LayerUnavailable, WriterFenced
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams.batches import BATCH_BYTES, Batcher
 from asgibus.layers.streams.broadcaster import Broadcaster
+from asgibus.layers.streams.identity import SIGNS, WRITER_SECONDS, WriterIdentity
+from asgibus.layers.streams.messages import CANCELLED, FENCED
 from asgibus.layers.streams.offsets import Offset
 from asgibus.layers.streams.page import Broadcast, StreamState
 from asgibus.layers.streams.redelivery import redelivery
-from asgibus.layers.streams.store import CANCELLED, FENCED, SIGNS, WRITER_SECONDS, Batch, StreamStore, WriterIdentity
+from asgibus.layers.streams.store import Batch, StreamStore
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -145,7 +147,7 @@ class StreamWriter:
         """Begin the stream, and the tasks that write it."""
         self._loop = asyncio.get_running_loop()
         identity = self._identity
-        identity.channel = await self._store.new_channel()
+        identity.channel = await self._store.messages.new_channel()
         identity.grace = redelivery.get().seconds()
         page = await self._store.begin(self._name, identity, restart=self._restart)
         self._stored = page.last.number
@@ -153,7 +155,7 @@ class StreamWriter:
         if page.cancelled:
             self._cancelled.set()
         left = identity.silence if identity.silence < WRITER_SECONDS else None
-        self._broadcaster = Broadcaster(self._store, self._name, identity.epoch, self._stored, left)
+        self._broadcaster = Broadcaster(self._store.messages, self._name, identity.epoch, self._stored, left)
         self._broadcaster.hint()
         for work in (self._write(), self._broadcaster.run(), self._listen(), self._renew()):
             self._tasks.append(asyncio.create_task(work, name=f"stream {self._name}"))
@@ -209,7 +211,8 @@ class StreamWriter:
         """Fail the stream, which was left open for the next delivery of a message: there will be none."""
         last = self._batcher.last
         await self._store.finish(self._name, self._identity, last, StreamState.FAILED, text, tail=list(self._tail))
-        await self._store.tell(Broadcast(self._name, self._identity.epoch, last + 1, [], StreamState.FAILED, text))
+        broadcast = Broadcast(self._name, self._identity.epoch, last + 1, [], StreamState.FAILED, text)
+        await self._store.messages.tell(broadcast)
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -286,7 +289,7 @@ class StreamWriter:
         """Handle messages for this writer."""
         while True:
             try:
-                message = await self._store.receive(self._identity.channel)
+                message = await self._store.messages.receive(self._identity.channel)
             except LayerUnavailable:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue

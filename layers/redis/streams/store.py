@@ -18,30 +18,18 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from asgibus.layers.codec import unpack_items
-from asgibus.layers.contract import Message
-from asgibus.layers.errors import ChannelFull, LayerUnavailable, WriterFenced
-from asgibus.layers.names import require_channel, require_stream, split_local, stream_group
+from asgibus.layers.errors import LayerUnavailable, WriterFenced
+from asgibus.layers.names import require_channel, require_stream, split_local
 from asgibus.layers.redis import scripts
 from asgibus.layers.redis.client import ignore_reply
 from asgibus.layers.redis.codec import EntryCodec
 from asgibus.layers.redis.pipeline import Refused, Store
 from asgibus.layers.settings import StreamLimits
+from asgibus.layers.streams.identity import UNWATCHED_SECONDS, WRITER_SECONDS, WriterIdentity
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Broadcast, Page, StreamState
-from asgibus.layers.streams.store import (
-    ANOTHER_WRITER,
-    CANCELLED,
-    DELETED,
-    FENCED,
-    FOLLOWS,
-    NOT_OPEN,
-    PAGE_BYTES,
-    UNWATCHED_SECONDS,
-    WRITER_GONE,
-    WRITER_SECONDS,
-    Batch,
-    WriterIdentity,
-)
+from asgibus.layers.streams.store import ANOTHER_WRITER, DELETED, NOT_OPEN, PAGE_BYTES, WRITER_GONE, Batch
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -93,27 +81,8 @@ class Layer(Protocol):
 
     prefix: str
 
-    @property
-    def group_expiry(self) -> float: ...
-
     def send_until(self) -> float:
         """Return when a call gives up, by the clock of the running event loop."""
-
-    async def new_channel(self, prefix: str = ...) -> str: ...
-
-    async def receive(self, channel: str) -> Message: ...
-
-    async def send(self, channel: str, message: Message) -> None: ...
-
-    async def send_to_group(self, group: str, message: Message) -> None: ...
-
-
-class Channels(Protocol):
-    """The process-local channels of a layer, as followers of streams."""
-
-    async def group_add(self, group: str, channel: str) -> None: ...
-
-    async def group_discard(self, group: str, channel: str) -> None: ...
 
 
 class RedisStreams:
@@ -121,39 +90,28 @@ class RedisStreams:
 
     Args:
         layer: The layer.
-        channels: Its process-local channels.
+        messages: The messages between the writers, the followers and this store.
         stores: Its stores.
         entries: Encrypts batches, and logs those that cannot be read.
         counts: Counts what is appended and lost.
     """
 
     def __init__(
-        self, layer: Layer, channels: Channels, stores: Stores, entries: EntryCodec, counts: Counter[str]
+        self, layer: Layer, messages: StreamMessages, stores: Stores, entries: EntryCodec, counts: Counter[str]
     ) -> None:
         self._layer = layer
-        self._channels = channels
+        self.messages = messages
         self._stores = stores
         self._entries = entries
         self._counts = counts
-        self._writers: dict[str, WriterIdentity] = {}  # by channel
-        self._readers: set[str] = set()  # the channels of those that follow
         self._untold: deque[Broadcast] = deque()  # of streams that were ended here, whose writers have died
-
-    def gauges(self) -> dict[str, int]:
-        """Return how many streams are written and read here, and the bytes that are kept of those that are written."""
-        return {
-            "written streams": len(self._writers),
-            "stream bytes": sum(writer.kept_bytes for writer in [*self._writers.values()]),
-            "stream readers": len(self._readers),
-        }
 
     # Called by writers.
 
     async def begin(self, name: str, writer: WriterIdentity, *, restart: bool) -> Page:
         fenced, page = await self._layer.run(lambda: self._begin(name, writer, restart))
-        self._writers[writer.channel] = writer
-        if fenced:
-            await self._send(fenced, {"type": FENCED, "why": ANOTHER_WRITER})
+        self.messages.writers[writer.channel] = writer
+        await self.messages.fence(fenced, ANOTHER_WRITER)
         return page
 
     async def _begin(self, name: str, writer: WriterIdentity, restart: bool) -> tuple[str, Page]:
@@ -252,7 +210,7 @@ class RedisStreams:
             raise WriterFenced(name, REFUSALS[refused])
 
     async def leave(self, name: str, writer: WriterIdentity) -> None:
-        if self._writers.pop(writer.channel, None) is not None:
+        if self.messages.writers.pop(writer.channel, None) is not None:
             await self._layer.run(lambda: self._leave(name, writer))
 
     async def _leave(self, name: str, writer: WriterIdentity) -> None:
@@ -282,7 +240,7 @@ class RedisStreams:
     async def on_server_stopped(self, mailbox: str) -> None:
         """Note that a server has stopped, so that its end is not that of the writers here."""
         self._servers.discard(mailbox)
-        if self._writers:
+        if self.messages.writers:
             with suppress(LayerUnavailable):
                 for getting in self._stores.clients():
                     store = await getting
@@ -290,7 +248,7 @@ class RedisStreams:
 
     def data_may_be_lost(self) -> None:
         """Let all writers give a sign of life, because the store may have lost its data: they begin streams again."""
-        for writer in list(self._writers.values()):
+        for writer in list(self.messages.writers.values()):
             writer.renew_soon()
 
     # Called by followers.
@@ -361,9 +319,10 @@ class RedisStreams:
 
     async def cancel(self, name: str) -> bool:
         channel: bytes | None = await self._layer.run(lambda: self._cancel(name))
-        if channel:
-            await self._send(channel.decode(), {"type": CANCELLED})
-        return channel is not None
+        if channel is None:
+            return False
+        await self.messages.ask_to_stop(channel.decode())
+        return True
 
     async def _cancel(self, name: str) -> Any:
         return await self._call(
@@ -375,9 +334,8 @@ class RedisStreams:
         if found is None:
             return False
         epoch, last, channel = found
-        if channel:
-            await self._send(channel.decode(), {"type": FENCED, "why": DELETED})
-        await self.tell(Broadcast(name, int(epoch), int(last) + 1, state=StreamState.ABSENT))
+        await self.messages.fence(channel.decode(), DELETED)
+        await self.messages.tell(Broadcast(name, int(epoch), int(last) + 1, state=StreamState.ABSENT))
         return True
 
     async def _delete(self, name: str) -> Any:
@@ -394,24 +352,6 @@ class RedisStreams:
         arguments = message_id, _ms(limits.kept), limits.entries, limits.bytes, sealed
         is_new, epoch, number = await self._call(store, scripts.STREAM_KEEP, name, *arguments, ids=True)
         return bool(is_new), Offset(int(epoch), int(number))
-
-    async def tell(self, broadcast: Broadcast) -> None:
-        await self._layer.send_to_group(stream_group(broadcast.stream), broadcast.message())
-
-    async def new_channel(self) -> str:
-        return await self._layer.new_channel("stream")
-
-    async def receive(self, channel: str) -> Message:
-        return await self._layer.receive(channel)
-
-    async def follow(self, name: str, channel: str) -> float:
-        self._readers.add(channel)
-        await self._channels.group_add(stream_group(name), channel)
-        return self._layer.group_expiry / FOLLOWS
-
-    async def unfollow(self, name: str, channel: str) -> None:
-        self._readers.discard(channel)
-        await self._channels.group_discard(stream_group(name), channel)
 
     # After the death of a process.
 
@@ -435,7 +375,7 @@ class RedisStreams:
         while self._untold:
             broadcast = self._untold.popleft()
             try:
-                await self.tell(broadcast)
+                await self.messages.tell(broadcast)
             except LayerUnavailable:
                 self._untold.appendleft(broadcast)
                 raise
@@ -469,13 +409,6 @@ class RedisStreams:
         left = grace / 1000 if grace else None
         self._untold.append(Broadcast(name, epoch, last + 1, [], state, error, left))
         return True
-
-    async def _send(self, channel: str, message: Message) -> None:
-        """Tell a writer. It learns the same from the reply to its next batch."""
-        try:
-            await self._layer.send(channel, message)
-        except (ChannelFull, LayerUnavailable, TypeError) as error:  # a damaged stream may name no channel
-            logger.debug("the writer %s was not told: %s", channel, error)
 
     async def _call(
         self, store: Store, script: str, name: str, *arguments: str | bytes | int, ids: bool = False

@@ -83,7 +83,8 @@ async def test_followers_learn_of_a_death_although_they_could_not_be_told_at_onc
     await writer.__aenter__()
     await writer.append(1)
     await until(lambda: found == [1])
-    tell, away = other._streams.tell, 2
+    messages, away = other._streams.messages, 2
+    tell = messages.tell
 
     async def tell_later(broadcast: Any) -> None:
         nonlocal away
@@ -92,7 +93,7 @@ async def test_followers_learn_of_a_death_although_they_could_not_be_told_at_onc
             raise LayerUnavailable("away")
         await tell(broadcast)
 
-    monkeypatch.setattr(other._streams, "tell", tell_later)
+    monkeypatch.setattr(messages, "tell", tell_later)
     async with other.bus("interface", Recorder()) as bus:
         mailbox = split_local(writer._identity.channel)
         assert mailbox is not None

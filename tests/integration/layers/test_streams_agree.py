@@ -23,7 +23,8 @@ from asgibus.layers.codec import pack
 from asgibus.layers.errors import WriterFenced
 from asgibus.layers.settings import StreamLimits
 from asgibus.layers.streams import BEGINNING, Offset, Page, StreamState
-from asgibus.layers.streams.store import Batch, StreamStore, WriterIdentity
+from asgibus.layers.streams.identity import WriterIdentity
+from asgibus.layers.streams.store import Batch, StreamStore
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ class Side:
         self.epochs: defaultdict[str, list[int]] = defaultdict(list)
 
     async def begin(self, name: str, restart: bool, limits: StreamLimits, content_type: str) -> Any:
-        channel = await self.store.new_channel()
+        channel = await self.store.messages.new_channel()
         identity = WriterIdentity(channel, limits, lambda: None, content_type=content_type)
         page = await self.store.begin(name, identity, restart=restart)
         self.writers.append(Writer(name, identity, page.last.number, []))

@@ -15,8 +15,8 @@ from asgibus.layers.streams import ABSENT_SECONDS, Page, Stream, StreamLimits, S
 from asgibus.layers.streams import broadcaster as broadcaster_module
 from asgibus.layers.streams import stream as stream_module
 from asgibus.layers.streams import writer as writer_module
+from asgibus.layers.streams.identity import WRITER_SECONDS
 from asgibus.layers.streams.redelivery import Redelivery, redelivery
-from asgibus.layers.streams.store import WRITER_SECONDS
 from support.bus import until
 
 pytestmark = pytest.mark.anyio
@@ -266,8 +266,8 @@ async def test_what_waits_for_the_store_is_bounded(
 
 async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcaster_module, "RETRY_SECONDS", 0.01)
-    store = layer._streams
-    tell, lost = store.tell, 0
+    messages = layer._streams.messages
+    tell, lost = messages.tell, 0
 
     async def lose_some(broadcast: Any) -> None:
         nonlocal lost
@@ -276,7 +276,7 @@ async def test_a_lost_broadcast_is_repeated(layer: InMemoryChannelLayer, monkeyp
             raise LayerUnavailable("away")
         await tell(broadcast)
 
-    monkeypatch.setattr(store, "tell", lose_some)
+    monkeypatch.setattr(messages, "tell", lose_some)
     stream = layer.stream("a")
     seen: list[Any] = []
 
@@ -346,7 +346,7 @@ async def test_a_reader_that_is_cancelled_while_it_joins_leaves_nothing_behind(
     layer: InMemoryChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = layer.stream("a")
-    store, joined = stream._store, asyncio.Event()
+    store, joined = stream._store.messages, asyncio.Event()
     follow = store.follow
 
     async def slow(name: str, channel: str) -> float:
