@@ -29,7 +29,7 @@ from asgibus.protocol.connect_request import (
     ConnectRequest,
     build_scope,
 )
-from asgibus.protocol.event_stream import is_event_stream, retry_line
+from asgibus.protocol.event_stream import retry_line
 from asgibus.protocol.events import (
     ACCEPT,
     CLOSE,
@@ -448,7 +448,8 @@ class Session:
         if code == RESPONSE_START and self.is_http:
             if self._body is not None and self._body.is_event_stream:
                 self.host.on_event_stream(self)
-                if self._may_continue(event):
+                readable = event[1] == 200 and not self._body.is_encoded
+                if readable and self.host.resume and self.offers(EVENT_STREAMS):  # another run may continue
                     event = (EVENT_STREAM, *event[1:])
                     self._app_state = _STREAMING
             self._held = event  # most apps send the body at once: then both are one event
@@ -469,16 +470,6 @@ class Session:
             await self._outbox.wait_for_window()
             if self.is_disconnected and not self.is_http:
                 raise ClientDisconnected("the client is gone, and has not read all that was sent")
-
-    def _may_continue(self, head: Event) -> bool:
-        """Return whether another run of the app may continue with an event stream."""
-        offered = self._offered
-        return (
-            self.host.resume
-            and isinstance(offered, dict)
-            and EVENT_STREAMS in offered
-            and is_event_stream(head[1], head[2])
-        )
 
     def _send_to_nobody(self, message: MutableMapping[str, Any]) -> None:
         """Decide whether an app may send a message that reaches no client, because this run can send nothing more.
@@ -542,7 +533,7 @@ class Session:
     @property
     def earlier_user(self) -> str | None:
         """The user whose connection this was when the run began; None if an earlier run has not called `identify`."""
-        user = self._offered.get(USER) if isinstance(self._offered, dict) else None
+        user = self._offered[USER] if self.offers(USER) else None
         return user if isinstance(user, str) else None
 
     @property
@@ -581,17 +572,8 @@ class Session:
     def may_detach(self) -> bool:
         """Whether the interface server can go on with the response: an event stream that nothing else encodes."""
         body = self._body
-        return (
-            self.offers(STREAMS)
-            and self.is_http
-            and not self._head_only
-            and self.may_follow
-            and not self._outbox.closed
-            and body is not None
-            and body.is_event_stream
-            and not body.is_encoded
-            and body.remaining is None
-        )
+        readable = body is not None and body.is_event_stream and not body.is_encoded
+        return readable and self.offers(STREAMS) and self.may_follow and not self._outbox.closed
 
     def detach(self, stream: str, after: str, template: bytes) -> None:
         """End this run, and have the interface server send the entries of a stream as the rest of the response.
