@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -48,7 +48,27 @@ class Again(Enum):
 
 
 class _Group:
-    """The users of this process in one group."""
+    """The users of this process in one group. Each identified connection has one, so it is small."""
+
+    __slots__ = (
+        "again",
+        "announcements",
+        "connections",
+        "due",
+        "entries",
+        "joins",
+        "keeps_until",
+        "lost",
+        "missing",
+        "named",
+        "store",
+        "stored",
+        "telling",
+        "untold",
+        "unwritten",
+        "waiting",
+        "writing",
+    )
 
     def __init__(self) -> None:
         self.entries: dict[str, Present] = {}
@@ -75,7 +95,7 @@ class _Group:
         """Whether the group is in the set by which others clean up after this process."""
         self.due = 0.0
         """When the keys are to be renewed, by the event loop's clock."""
-        self.untold: deque[Message] = deque()
+        self.untold: list[Message] = []
         self.writing: asyncio.Task[None] | None = None
         self.telling: asyncio.Task[None] | None = None
 
@@ -390,7 +410,7 @@ class PresenceWriter:
     async def _tell(self, name: str, at: _Group) -> None:
         """Send the events of one group, one after another."""
         while at.untold:
-            event = at.untold.popleft()
+            event = at.untold.pop(0)
             try:
                 await self._reader.send(name, event, tell_until())
             except LayerUnavailable as error:
