@@ -218,6 +218,10 @@ class Wills:
         until = self._loop.time() + self._wait
         try:
             taken = await self._home.pipeline.call("EVAL", scripts.WILL_TAKE, 1, self._key, connection, until=until)
+        except Refused as error:
+            await remove_other_types(error, self._home, self._key)
+            self._due = 0.0
+            return
         except LayerUnavailable as error:
             logger.debug("a will waits for Redis: %s", error)
             return

@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from asgibus.layers.contract import Message
@@ -34,6 +35,7 @@ from asgibus.layers.redis.presence.stores import (
 logger = logging.getLogger("asgibus.layers")
 
 USERS_AT_ONCE = 200  # in one write
+NAMES_AT_ONCE = 1000  # of groups, in one write
 BYTES_AT_ONCE = 256 * 1024  # of entries in one write: others wait for it
 GROUPS_AT_ONCE = 256  # that are written at the same time
 RENEWALS = 4  # how often the keys of a group are renewed within their lifetime
@@ -170,6 +172,8 @@ class PresenceWriter:
             again: Write everything again, in this way.
         """
         now = self._loop.time()
+        if self._groups:
+            store.pipeline.write(("TYPE", store.keys.presence(self._mailbox)), partial(self._on_type, store))
         for name, at in list(self._groups.items()):
             if at.store is not None and at.store is not store:
                 continue
@@ -186,6 +190,24 @@ class PresenceWriter:
                     begin_epoch(store)
             if at.again is not None or at.unwritten or at.due <= now:
                 self._start(name, at)
+
+    def _on_type(self, store: Store, kind: object) -> None:
+        """Name all groups again if the set of their names is gone, or of another type."""
+        names = [name for name, at in self._groups.items() if at.named and at.store is store]
+        if kind == b"set" or not isinstance(kind, bytes) or not names:
+            return
+        presence = store.keys.presence(self._mailbox)
+        if kind != b"none":
+            store.entries.log_unexpected("wrong type", presence, f"it was a {kind.decode()}, and was removed")
+            store.pipeline.write(("UNLINK", presence), ignore_reply)
+        for start in range(0, len(names), NAMES_AT_ONCE):
+            self._name(store, names[start : start + NAMES_AT_ONCE])
+
+    def _name(self, store: Store, names: Sequence[str]) -> None:
+        """Name groups in the set by which others clean up after this process."""
+        presence = store.keys.presence(self._mailbox)
+        store.pipeline.write(("SADD", presence, *names), ignore_reply)
+        store.pipeline.write(("EXPIRE", presence, round(self._lifetime)), ignore_reply)
 
     async def settle(self) -> None:
         """Wait until everything is written and told, as far as the stores can be reached."""
@@ -328,10 +350,7 @@ class PresenceWriter:
         pipeline, keys = store.pipeline, store.keys
         if not at.named or at.due <= self._loop.time():
             at.named = True
-            presence = keys.presence(self._mailbox)
-            # Written first, in the same flush: should this process die now, others can clean up after it.
-            pipeline.write(("SADD", presence, name), ignore_reply)
-            pipeline.write(("EXPIRE", presence, round(self._lifetime)), ignore_reply)
+            self._name(store, [name])  # in the same flush: if this process dies now, others can clean up after it
         new = {key: present for key, present in some.items() if present is not None and key not in at.stored}
         users = len(at.stored) + len(new) - sum(present is None and key in at.stored for key, present in some.items())
         events = pack_announcements(store, name, at.announcements)

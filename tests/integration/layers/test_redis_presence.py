@@ -270,7 +270,21 @@ async def test_a_key_that_others_have_changed_is_written_again(
     assert [each["text"] for each in told if '"a"' in each["text"]] == ['+"a"'], "nobody is told that a has left"
 
 
-@pytest.mark.parametrize("loss", ["of all data", "of their key"])
+@pytest.mark.parametrize("value", [None, "of another type"])
+async def test_the_groups_of_a_process_are_named_again(
+    value: str | None, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, _ = buses
+    await show(one, "a")
+    key = f"asgibus:presence:{one.mailbox}"
+    admin.delete(key)
+    if value is not None:
+        admin.set(key, value)
+    await until(lambda: admin.type(key) == b"set")
+    assert admin.smembers(key) == {b"room"}
+
+
+@pytest.mark.parametrize("loss", ["of all data", "of their key", "of the type of their key"])
 async def test_wills_outlive_a_loss(
     loss: str, layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
@@ -289,8 +303,10 @@ async def test_wills_outlive_a_loss(
     else:
         await until(lambda: admin.hget(key, ":at") != written)  # the first heartbeat writes them again
         admin.delete(key)
+        if loss == "of the type of their key":
+            admin.set(key, "odd")
     one.presence.execute_will(1)
-    await until(lambda: admin.hlen(key) == 2)
+    await until(lambda: admin.type(key) == b"hash" and admin.hlen(key) == 2)
     assert await receive(layer, member) == {"n": 1}
     one.presence.execute_will(2)
     assert await receive(layer, member) == {"n": 2}
