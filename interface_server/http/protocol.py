@@ -366,8 +366,11 @@ class HttpProtocol(asyncio.Protocol):
                 body = body[:PART]
             self._connection = server.connections.open(request, self, ((REQUEST_BODY, body),))
             self._forward_body(request)
-        if self._state is HALF_CLOSED and self._connection is not None:
-            self._connection.event((HTTP_DISCONNECT, False))
+        if self._state is HALF_CLOSED:
+            if self._connection is not None:
+                self._connection.event((HTTP_DISCONNECT, False))
+            elif self._reader is not None:
+                self._reader.stop_waiting()
 
     def _forward_body(self, request: Request) -> None:
         """Pass on what has arrived of the body since the last time."""
