@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 def asgi_interface() -> None:
     """Run the command `asgi-interface`."""
+    # A process that starts has nothing to move yet, and this signal would end it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with _without_collections():
         from asgibus.cli.interface import main  # noqa: PLC0415
     main()

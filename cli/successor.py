@@ -93,16 +93,19 @@ class Moves:
         self._control = control
         self._obstacle = obstacle
         self._on_moved = on_moved
+        self._successor = 0  # the process that serves in the place of this one
 
     async def at_signal(self) -> None:
-        """Move at SIGUSR2."""
+        """Move at SIGUSR2. Afterwards, and until it is cancelled, keep the signal from ending this process early."""
         with anyio.open_signal_receiver(signal.SIGUSR2) as signals:
             async for _ in signals:
                 obstacle = self._find_obstacle()
-                if obstacle is not None:
+                if self._successor:
+                    logger.info("SIGUSR2: process %d serves in the place of this one already", self._successor)
+                elif obstacle is not None:
                     logger.error("SIGUSR2: this process is not replaced, and goes on: %s", obstacle)
-                elif await self._move_to_new_process():
-                    return
+                else:
+                    await self._move_to_new_process()
 
     def at_request(self, tasks: TaskGroup) -> None:
         """Move when the supervisor asks for it. `tasks` runs the move."""
@@ -122,7 +125,7 @@ class Moves:
             return "its container would end with it; use --processes"
         return self._obstacle
 
-    async def _move_to_new_process(self) -> bool:
+    async def _move_to_new_process(self) -> None:
         logger.info("SIGUSR2: starting a new process, to which this one moves its sockets")
         self._lifecycle.reloading("moving to a new process")
         ours, theirs = socket.socketpair()
@@ -138,15 +141,14 @@ class Moves:
             ours.close()
             logger.error("the new process cannot be started, and this one goes on: %s", error.strerror or error)
             self._lifecycle.reloaded("serving; the new process could not be started")
-            return False
-        if await self._move(MoveChannel(ours)):
-            return True
-        await _end(process)
-        self._lifecycle.reloaded("serving; the move to a new process has failed")
-        return False
+            return
+        await self._move(MoveChannel(ours))
+        if not self._successor:
+            await _end(process)
+            self._lifecycle.reloaded("serving; the move to a new process has failed")
 
-    async def _move(self, channel: MoveChannel) -> bool:
-        """Move. Return whether the successor serves."""
+    async def _move(self, channel: MoveChannel) -> None:
+        """Move, or log why the successor does not serve."""
         begun = anyio.current_time()
         stop = self._lifecycle.stop
         try:
@@ -155,7 +157,7 @@ class Moves:
             departure = await self._server.move(channel, stop)
         except MoveError as error:
             logger.error("the move to a new process has failed, and this one goes on: %s", error)
-            return False
+            return
         finally:
             channel.close()
         logger.info(
@@ -165,11 +167,11 @@ class Moves:
             departure.frozen_seconds,
             departure.summary,
         )
+        self._successor = departure.pid
         if stop.is_set() and not self._control.is_supervised:
             os.kill(departure.pid, signal.SIGTERM)
         self._lifecycle.moved(departure.pid, f"process {departure.pid} serves")
         self._on_moved()
-        return True
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:

@@ -398,10 +398,21 @@ def test_sockets_with_tls_are_drained(worker: Process, start_interface: Start, r
     tls = ("--ssl-certfile", tmp_path / "cert", "--ssl-keyfile", tmp_path / "key")
     interface = start_interface("--layer", redis_url, "--drain-period", 0.1, *tls)
     trusting = ssl._create_unverified_context()
-    with InPlace(interface) as in_place, ws(interface, "/1", ssl=trusting) as one:
+    with (
+        InPlace(interface) as in_place,
+        ws(interface, "/1", ssl=trusting) as one,
+        RawClient(interface, tls=trusting, receive_buffer=20_000) as download,
+    ):
         check(one)
-        _, what = in_place.move()
-        assert what == "1 sockets with TLS cannot be moved, and are closed as at any other stop"
+        download.send(b"GET /?100 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        download.read_head()
+        in_place.signal()
+        interface.wait_for("2 sockets with TLS cannot be moved, and are closed as at any other stop")
+        in_place.signal()  # to the old process, which has to send the rest
+        interface.wait_for(r"SIGUSR2: process \d+ serves in the place of this one already")
+        assert download.read_until_close(HANG).endswith(b"hello\r\n0\r\n\r\n")
+        assert interface.wait() == 0
+        in_place.pid = int(in_place.moves()[-1][0])
         with pytest.raises(ConnectionClosed) as closed:
             one.recv(10)
         assert closed.value.rcvd is not None
