@@ -7,6 +7,7 @@ clock ends leases. A dead process is reported once, and again only after a sign 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 
@@ -91,6 +92,15 @@ class Beat:
     def is_dead(self, mailbox: str) -> bool:
         """Return whether the process of that mailbox is dead, for one that was seen before this heartbeat."""
         return mailbox in self.ended or not (self.grace or mailbox in self.live)
+
+    def after(self, declared: AbstractSet[str]) -> Beat:
+        """Return the reply without the leases that have ended since the store wrote it.
+
+        Args:
+            declared: The mailboxes of processes that were declared dead meanwhile.
+        """
+        stale = self.live & declared
+        return Beat(self.live - stale, self.ended | stale, self.grace, self.gone) if stale else self
 
 
 class PeerTable:

@@ -314,6 +314,7 @@ class Heartbeat:
             watched = self._watch.names(self._thread.direct_id), *self._watch.times
         arguments = self._mailbox, *lease_times(), *watched
         asked = self._loop.time()
+        self._reaper.expect_beat()
         reply, exists = await asyncio.gather(
             self._pipeline.call(
                 "EVAL", scripts.RENEW_LEASE, 2, keys.processes, keys.connections, *arguments, until=until
@@ -413,6 +414,7 @@ class Reaper:
         self.peers = PeerTable(mailbox)
         self._dead: set[str] = set()  # to be cleaned up after
         self._declared: set[str] = set()  # of them, those that are known not to return
+        self._declared_since: set[str] = set()  # the heartbeat was sent: its reply may list their leases
         self._leaving: dict[str, int] = {}  # dead processes, and when their users leave, in ms by Redis's clock
 
     def declare_dead(self, mailbox: str, now: int, *, reaped: bool) -> bool:
@@ -426,6 +428,7 @@ class Reaper:
         Returns:
             Whether that is news.
         """
+        self._declared_since.add(mailbox)
         if not self.peers.declare_dead(mailbox):
             return False
         self._dead.add(mailbox)
@@ -437,6 +440,10 @@ class Reaper:
             reason = "its supervisor has reaped it" if reaped else "its connections to Redis are closed"
             logger.warning("%s was declared dead: %s", mailbox, reason)
         return True
+
+    def expect_beat(self) -> None:
+        """Note that a heartbeat is being sent, whose reply has all deaths so far."""
+        self._declared_since.clear()
 
     async def reap(self, beat: Beat, now: int, *, log: bool = True) -> bool:
         """Announce the processes that died before this heartbeat, and clean up after dead ones.
@@ -452,6 +459,7 @@ class Reaper:
         Raises:
             LayerUnavailable: The rest is done after the next heartbeat.
         """
+        beat = beat.after(self._declared_since)
         deaths = self._store.deaths
         for mailbox in [each for each, at in deaths.items() if each in beat.live or at < now - LISTED_SECONDS * 1000]:
             del deaths[mailbox]

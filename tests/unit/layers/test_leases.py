@@ -145,3 +145,13 @@ def test_a_batch_from_a_live_process_changes_nothing() -> None:
     leases.apply(beat(live=(OWN, OTHER)))
     leases.watch(OTHER)
     assert leases.state(OTHER) is PeerState.ALIVE
+
+
+def test_a_reply_from_before_a_declaration_is_no_return() -> None:
+    leases = PeerTable(OWN)
+    leases.apply(beat(live=(OTHER,)))
+    reply = beat(live=(OTHER, OWN))  # on its way
+    assert leases.declare_dead(OTHER)
+    assert leases.apply(reply.after({OTHER})) == []
+    assert leases.apply(beat(live=(OWN,), ended=(OTHER,))) == [], "it was reported"
+    assert reply.after({"third.3!"}) is reply
