@@ -69,8 +69,11 @@ async def stream_response(
 
     Raises:
         TypeError: The name of the stream is not valid.
-        ValueError: The template is not valid.
+        ValueError: The template is not valid, or the offset is no text.
+        RuntimeError: The scope is not one of a request.
     """
+    if scope["type"] != "http":
+        raise RuntimeError("only requests are answered with a stream: have a WebSocket call connection(scope).follow")
     packed = sse_template(template, event)
     extension = (scope.get("extensions") or {}).get("asgibus")
     session = extension.session if isinstance(extension, Extension) else None

@@ -301,6 +301,11 @@ async def test_a_client_that_names_the_stream_gets_no_messages_of_groups() -> No
     assert [str(each) for each in outcomes] == [str(raised.value)] * 2
 
 
+async def test_a_websocket_is_not_answered_with_a_response() -> None:
+    with pytest.raises(RuntimeError, match=r"connection\(scope\)\.follow"):
+        await module.stream_response({"type": "websocket", "headers": []}, pytest.fail, pytest.fail, "answer")
+
+
 async def test_another_server_tells_an_error_and_what_is_gone() -> None:
     stream = local_layer().stream("answer")
     server = Server(last="1-5")
