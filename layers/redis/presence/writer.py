@@ -286,7 +286,7 @@ class PresenceWriter:
             elif at.due <= self._loop.time() and not at.unwritten:
                 await self._write_some(store, name, at, {}, tells=False)
             while some := self._take_unwritten(at):
-                await self._write_some(store, name, at, some, tells=True)
+                await self._write_some(store, name, at, some, tells=True, expects_data=True)
         except Refused as error:
             if error.wrong_type:
                 at.again = Again.SILENTLY
@@ -336,7 +336,14 @@ class PresenceWriter:
         at.unwritten |= missing
 
     async def _write_some(
-        self, store: Store, name: str, at: _Group, some: Mapping[str, Present | None], *, tells: bool
+        self,
+        store: Store,
+        name: str,
+        at: _Group,
+        some: Mapping[str, Present | None],
+        *,
+        tells: bool,
+        expects_data: bool = False,
     ) -> None:
         """Write some users of a group.
 
@@ -346,6 +353,7 @@ class PresenceWriter:
             at: The group.
             some: The users by their keys; None for one that is to be removed.
             tells: Whether the group is told.
+            expects_data: Whether the store has lost data, if it has no users of this process.
         """
         pipeline, keys = store.pipeline, store.keys
         if not at.named or at.due <= self._loop.time():
@@ -369,7 +377,7 @@ class PresenceWriter:
             if tells:
                 at.unwritten = {**dict.fromkeys(some), **at.unwritten}
             raise
-        if tells and not had and at.stored:
+        if expects_data and not had and at.stored:
             at.lost = 2
         before = {key: at.stored.get(key) for key in some}
         for key, present in some.items():

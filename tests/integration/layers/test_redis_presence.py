@@ -149,6 +149,33 @@ async def test_a_user_who_leaves_after_a_loss_leaves_also_if_the_process_moves(
         assert await names(layer) == {"b"}
 
 
+async def test_a_process_that_was_taken_for_dead_tells_joins(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    await show(one, "a", "b")
+    epoch = admin.zrange("asgibus:processes", "+inf", "+inf", byscore=True)
+    await two.presence.remove_dead(one.mailbox, None)
+    one.presence.renew(one.presence._home, everything=True, lapsed=True)  # as the heartbeat does
+    await one.presence.settle()
+    told = [(await receive(layer, member))["text"] for _ in range(6)]
+    assert [sorted(told[:2]), sorted(each[:4] for each in told[2:4]), sorted(told[4:])] == [
+        ['+"a"', '+"b"'],
+        ['-"a"', '-"b"'],
+        ['+"a"', '+"b"'],
+    ]
+    renewed = {admin.zscore("asgibus:processes", one.mailbox)}
+
+    def has_beaten() -> bool:
+        renewed.add(admin.zscore("asgibus:processes", one.mailbox))
+        return len(renewed) == 5
+
+    await until(has_beaten)
+    assert admin.zrange("asgibus:processes", "+inf", "+inf", byscore=True) == epoch, "nothing was lost"
+
+
 async def test_users_of_older_data_are_removed(
     layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
