@@ -18,7 +18,7 @@ from contextlib import nullcontext, suppress
 from enum import IntEnum
 
 import anyio
-from anyio.abc import Process, TaskGroup
+from anyio.abc import Process, TaskGroup, TaskStatus
 
 from asgibus.cli import control_pipe
 from asgibus.cli.control_pipe import ControlPipe
@@ -392,19 +392,22 @@ class Supervisor:
         """
         self._lifecycle = lifecycle
         lifecycle.started()
-        async with anyio.create_task_group() as self._tasks:
-            async with anyio.create_task_group() as keepers:
-                for number in range(self._count):
-                    keepers.start_soon(self._keep_running, number)
-                keepers.start_soon(on_sighup, lifecycle, self._replace_on_sighup)
-                if self._moves:
-                    keepers.start_soon(self._move_on_sigusr2)
-                if self._files is not None:
-                    keepers.start_soon(self._replace_on_change, self._files)
-                await lifecycle.stop.wait()
-                keepers.cancel_scope.cancel()
-            for process in self._running:
-                process.stop()
+        async with anyio.create_task_group() as ends:
+            async with anyio.create_task_group() as self._tasks:
+                async with anyio.create_task_group() as keepers:
+                    for number in range(self._count):
+                        keepers.start_soon(self._keep_running, number)
+                    keepers.start_soon(on_sighup, lifecycle, self._replace_on_sighup)
+                    if self._moves:
+                        keepers.start_soon(self._move_on_sigusr2)
+                    if self._files is not None:
+                        keepers.start_soon(self._replace_on_change, self._files)
+                    await lifecycle.stop.wait()
+                    keepers.cancel_scope.cancel()
+                await ends.start(_ignore_signals)
+                for process in self._running:
+                    process.stop()
+            ends.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
@@ -607,6 +610,14 @@ class Supervisor:
             if not at_once:
                 await old.wait_for(State.ENDED)
         return None
+
+
+async def _ignore_signals(*, task_status: TaskStatus[None]) -> None:
+    """Ignore the signals that replace processes, while all of them end: they would end this process at once."""
+    with anyio.open_signal_receiver(signal.SIGHUP, signal.SIGUSR2) as signals:
+        task_status.started()
+        async for number in signals:
+            logger.info("%s: ignored, because all processes are about to end", number.name)
 
 
 def _log_end(process: ManagedProcess, consequence: str) -> str:

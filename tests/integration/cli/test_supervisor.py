@@ -193,7 +193,7 @@ def test_a_signal_to_every_process_is_one_stop(workers: Process, tmp_path: Path)
     assert set(pids) <= {int(pid) for pid in (tmp_path / "shut-down").read_text().split()}
 
 
-def test_a_second_signal_kills(redis_url: str, start_interface: Start, workers: Process, tmp_path: Path) -> None:
+def test_a_second_sigterm_kills(redis_url: str, start_interface: Start, workers: Process, tmp_path: Path) -> None:
     interface = start_interface("--layer", redis_url)
     with ThreadPoolExecutor(1) as clients:
         answer = clients.submit(get, interface, "/stubborn")
@@ -201,6 +201,8 @@ def test_a_second_signal_kills(redis_url: str, start_interface: Start, workers: 
         pids = children(workers)
         workers.terminate()
         workers.wait_for("stop requested by the supervisor")
+        workers.send_signal(signal.SIGHUP)
+        workers.wait_for("SIGHUP: ignored")
         workers.terminate()
         assert workers.wait(3) == 1
         wait_until(lambda: not running(pids), 1, "the end of all processes")
