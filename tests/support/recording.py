@@ -14,6 +14,7 @@ from asgibus.layers.frames import CLAIMED, DEAD, EVENT, EVENT_OFFSET
 from asgibus.layers.memory.streams import MemoryStreams
 from asgibus.layers.offers import Offer
 from asgibus.layers.presence import Announcements, Present, PresentPage
+from asgibus.layers.streams.messages import StreamMessages
 from asgibus.protocol.connect_request import WEBSOCKET, ConnectRequest
 from asgibus.protocol.events import ACCEPT, CLOSE, MESSAGE_SENT, Event
 
@@ -181,7 +182,8 @@ class Table:
     def __init__(self, **settings: Any) -> None:
         self.bus = RecordingBus()
         self.connections = ConnectionRegistry(InterfaceSettings(**settings))
-        self.streams = MemoryStreams(cast(Any, None), time.monotonic, Counter())
+        messages = StreamMessages(cast(Any, None), cast(Any, None), cast(Any, None))  # of writers that get none
+        self.streams = MemoryStreams(messages, time.monotonic, Counter())
         self.connections.on_bus(cast(Bus, self.bus), cast(Any, AtOnce()), self.streams.page)
 
     def open(
