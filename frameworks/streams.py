@@ -7,6 +7,7 @@ A client that has this URL may read the stream for an hour, at an interface serv
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Final
 
@@ -24,7 +25,7 @@ def sign(name: str, key: str | bytes, *, expires: float = EXPIRES_SECONDS) -> st
     Args:
         name: The name of the stream.
         key: The secret, of 16 bytes or more: one of those that `--streams-key` gives to the interface servers.
-        expires: Seconds for which the name is valid; an hour by default.
+        expires: Seconds for which the name is valid, and up to one more; an hour by default.
 
     Returns:
         A path and a query, to be appended to the path of `--streams` and a slash: `NAME?expires=…&signature=…`.
@@ -35,4 +36,4 @@ def sign(name: str, key: str | bytes, *, expires: float = EXPIRES_SECONDS) -> st
     """
     if not 0 < expires <= LONGEST_SECONDS:
         raise ValueError(f"a signed name is valid for a number of seconds above 0, up to {LONGEST_SECONDS}")
-    return sign_name(name, key, int(time.time() + expires))
+    return sign_name(name, key, math.ceil(time.time() + expires))

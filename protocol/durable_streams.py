@@ -394,7 +394,8 @@ def _whole(request: ReadRequest, batch: Batch, cursor: int) -> Answer:
         # The answer to the tail changes when more comes, and that to the beginning when the stream begins anew.
         stays = request.after != BEGINNING and not batch.up_to_date
         headers.append(_CACHEABLE if stays else _REVALIDATE)
-        if not request.live and etag in [each.strip().removeprefix("W/") for each in request.etags.split(",")]:
+        known = [each.strip().removeprefix("W/") for each in request.etags.split(",")]
+        if not request.live and (etag in known or "*" in known):  # RFC 9110 section 13.1.2
             return Answer(304, make_lines(headers, "an answer"))
     headers.append(_content_type(batch))
     body = body_of((), batch.content_type) if batch.body is None else batch.body

@@ -62,6 +62,8 @@ def test_apps_sign_for_an_hour_or_another_time() -> None:
     assert refused(sign("answer.7", KEY), KEY, now=now + 3590) is None
     assert refused(sign("answer.7", KEY), KEY, now=now + 3610) == EXPIRED
     assert refused(sign("answer.7", KEY, expires=60), KEY, now=now + 70) == EXPIRED
+    for expires in (0.1, 1.0):
+        assert refused(sign("answer.7", KEY, expires=expires), KEY, now=time.time() + expires / 2) is None
     for seconds in (0, -1, LONGEST_SECONDS + 1, float("nan")):
         with pytest.raises(ValueError, match="seconds above 0"):
             sign("answer.7", KEY, expires=seconds)
