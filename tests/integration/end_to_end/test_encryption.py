@@ -40,7 +40,7 @@ def test_a_worker_with_a_wrong_key_logs_one_line_and_its_clients_get_503(
     start_interface: Start, start_worker: Start, redis_url: str
 ) -> None:
     worker = start_worker(APP, "--layer", redis_url, "--encryption-key", "wrong", env={"POOL": "wrong"})
-    server = start_interface("--layer", redis_url, "--encryption-key", "right", "--connect-timeout", 1)
+    server = start_interface("--layer", redis_url, "--encryption-key", "right", "--connect-timeout", 0.5)
     for _ in range(3):
         assert get(server) == 503
     with RawWebSocket(server, "/", answered=False) as client:
@@ -77,7 +77,7 @@ def test_an_interface_without_the_key_of_its_worker_answers_in_time(
     """A client gets an error in time if the interface server lacks the new key of its worker."""
     env = {"POOL": "default", "ASGIBUS_ENCRYPTION_KEY": "new old"}
     start_worker(APP, "--layer", redis_url, "--graceful-timeout", 1, env=env)
-    server = start_interface("--layer", redis_url, "--encryption-key", "old", "--connect-timeout", 1)
+    server = start_interface("--layer", redis_url, "--encryption-key", "old", "--connect-timeout", 0.5)
     for _ in range(2):
         assert get(server) == 503
     server.wait_for("give this process that encryption key")

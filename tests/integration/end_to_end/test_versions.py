@@ -129,7 +129,7 @@ async def test_clients_that_no_worker_can_serve_get_an_answer(
     """A worker reads only later versions. A request gets 503, a handshake 503, and an open WebSocket 1013."""
     layer = ("--layer", redis_url)
     worker = start_worker("last_release.mixed_app:app", *layer, "--resume")
-    interface = start_interface(*layer, "--connect-timeout", 1, "--resume-timeout", 1, "--admin-port", 0)
+    interface = start_interface(*layer, "--connect-timeout", 0.5, "--resume-timeout", 0.5, "--admin-port", 0)
     command = [sys.executable, "-c", LATER_VERSION, "last_release.mixed_app:app", *layer]
     with ws(interface, "/echo") as socket:
         socket.send("served")

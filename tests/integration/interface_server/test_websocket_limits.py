@@ -136,7 +136,7 @@ def test_a_stop_of_the_interface_spreads_its_closes(
 ) -> None:
     """A server that stops spreads its closes, so that clients reconnect one by one, and serves the rest meanwhile."""
     start_worker(APP, "--layer", redis_url)
-    server = start_interface("--layer", redis_url)
+    server = start_interface("--layer", redis_url, "--drain-period", 1)
     with ExitStack() as stack:
         clients = [stack.enter_context(RawWebSocket(server, "/echo")) for _ in range(300)]
         server.terminate()

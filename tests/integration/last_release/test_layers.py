@@ -83,7 +83,7 @@ def test_a_channel(programs: list[Program]) -> None:
 def test_a_channel_whose_reader_waits(programs: list[Program]) -> None:
     for sender, receiver in both_ways(programs):
         receiver.order("receive", "channel")
-        sender.send("channel", {"type": "delayed"}, 0.2)
+        sender.send("channel", {"type": "delayed"}, 0.6)
         sender.send("channel", {"type": "at.once"})
         assert ast.literal_eval(receiver.answer()) == {"type": "at.once"}
         assert receiver.receive("channel") == {"type": "delayed"}

@@ -318,6 +318,7 @@ async def test_a_broadcast_waits_for_live_members_without_mailboxes(
             await other.close()
 
 
+@pytest.mark.usefixtures("regroup")
 async def test_a_broadcast_that_lost_its_reply_and_then_its_mailbox_arrives_once(
     redis_url: str, admin: "redis.Redis[bytes]"
 ) -> None:

@@ -137,6 +137,7 @@ async def test_a_message_in_a_lost_reply_is_redelivered(redis_url: str) -> None:
             await each.close()
 
 
+@pytest.mark.usefixtures("regroup")
 async def test_messages_of_a_new_process_are_no_orphans(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for orphans that began before a process joined does not take the messages of that process."""
     monkeypatch.setattr(heartbeat, "GRACE_SECONDS", 0.1)
@@ -147,7 +148,7 @@ async def test_messages_of_a_new_process_are_no_orphans(redis_url: str, monkeypa
             await direct.send("jobs", {})
             for delivery in await old.take("jobs", 1):  # from now on searched for orphans
                 old.acknowledge(delivery)
-            await asyncio.sleep(1.5)  # until a search, and the end of the grace time
+            await asyncio.sleep(0.8)  # until a search, and the end of the grace time
             proxy.delay(0.3, "writer")
             for number in range(4):
                 await direct.declare_dead(f"worker.{number:016x}!")
@@ -285,6 +286,7 @@ async def test_posted_waits_for_a_redis_without_room(start_redis: StartRedis) ->
         await layer.close()
 
 
+@pytest.mark.usefixtures("regroup")
 async def test_redis_returns_without_its_data(start_redis: StartRedis) -> None:
     """Mailboxes and memberships are restored at once, and workers continue to claim."""
     server = start_redis()
