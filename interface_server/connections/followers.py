@@ -339,7 +339,8 @@ class Followers:
                 if not self._hold_slow(stream, after):
                     continue
                 async with self._reads:
-                    page = await self._read_page(stream.name, after, PAGE_ENTRIES)
+                    # Pages end at the same numbers, so that followers at different offsets soon share the reads.
+                    page = await self._read_page(stream.name, after, PAGE_ENTRIES - after.number % PAGE_ENTRIES)
                 if self._held:
                     break  # the followers move to another process, with their offsets
                 self._counts["stream page"] += 1

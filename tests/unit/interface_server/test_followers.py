@@ -165,6 +165,17 @@ def test_one_page_and_one_broadcast_serve_all_followers(table: Table) -> None:
     assert table.bus.groups == ["stream:answer"]
 
 
+def test_followers_at_different_offsets_soon_share_the_reads(table: Table) -> None:
+    writer = Writer(table)
+    writer.append(*range(1000))
+    followers = table.connections.followers
+    followers.hold()
+    viewers = [Viewer(table, writer.offset(after)) for after in range(100)]
+    followers.go_on()
+    assert [len(viewer.got) for viewer in viewers] == [1000 - after for after in range(100)]
+    assert table.connections.counts["stream page"] < 110
+
+
 def test_an_absent_stream_is_read_now_and_then(table: Table) -> None:
     Viewer(table)
     before = table.connections.counts["stream page"]
