@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from asgibus.layers import ChannelFull, ChannelLayer, InMemoryChannelLayer
-from asgibus.layers.streams import StreamState
+from asgibus.layers.streams import StreamError, StreamState
 from asgibus.worker import background as background_module
 from asgibus.worker.background import BackgroundWorker
 from asgibus.worker.connection import connection
@@ -516,6 +516,25 @@ async def test_a_stream_is_open_between_two_deliveries() -> None:
         assert page.state is StreamState.OPEN
         assert page.left is not None
         assert 25 < page.left <= 31
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_stream_fails_at_once_if_its_handler_has_caught_the_error(goes_on: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "channel"
+        while True:
+            await receive()
+            with suppress(ArithmeticError):
+                async with scope["extensions"]["asgibus"]["layer"].stream("answer").writer():
+                    raise ArithmeticError
+            if not goes_on:
+                return
+
+    async with running(app) as background:
+        await background.send(1)
+        reading = anext(background.layer.stream("answer").read())
+        with pytest.raises(StreamError, match="ArithmeticError"):
+            await asyncio.wait_for(reading, 5)
 
 
 @pytest.mark.usefixtures("short_retries")
