@@ -65,7 +65,7 @@ class Keys:
 
     def present(self, group: str) -> str:
         """Hash: the users in a group, each with its entry from each process that has connections of the user."""
-        return f"{self.prefix}:present:{self.group(group)}"
+        return f"{self.prefix}:present:{group}"
 
     def presence(self, mailbox: str) -> str:
         """Set: the groups in which a process has users, so that others can clean up after it."""

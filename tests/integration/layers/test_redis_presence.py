@@ -20,8 +20,7 @@ from support.bus import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.redis, pytest.mark.usefixtures("regroup")]
 
-GROUP = "asgibus:group:room"
-KEY = f"asgibus:present:{GROUP}"
+KEY = "asgibus:present:room"
 SERVERS = ":servers"
 DEAD = "interface.0123456789abcdef!"
 TOLD = Announcements(
