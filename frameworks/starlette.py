@@ -31,7 +31,7 @@ from asgibus.layers.streams.past import KEPT, place_offset
 from asgibus.protocol.events import EXCLUDE
 from asgibus.protocol.followers import Delivery
 from asgibus.protocol.stream_frames import EVENTS, Template, pack_template, read_template, sse_template
-from asgibus.worker.connection import Connection, connection
+from asgibus.worker.connection import Connection, connection, pack_announcements, require_same_user
 from asgibus.worker.local_layer import local_layer
 from asgibus.worker.stream_response import stream_response
 
@@ -102,11 +102,13 @@ class Bus:
             True if it was sent, and False if a message with that id was kept.
 
         Raises:
-            TypeError: The name of the group is not valid.
+            TypeError: The name of the group is not valid, or the message is neither text nor bytes.
             ValueError: `keep`, `id` or `placeholder` is not valid, or `exclude` is given for a message that is kept.
             MessageTooLarge: The message is larger than 16 MiB.
             LayerUnavailable: The store could not be reached in time.
         """
+        if not isinstance(data, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"a message is text or bytes, not {type(data).__name__}: send_json sends objects")
         event: Message = {"type": "websocket.send", "text" if isinstance(data, str) else "bytes": data}
         if exclude is not None:
             if keep is not None:
@@ -238,7 +240,7 @@ class GroupSocket(WebSocket):
 
         Args:
             user: The id of the user, of 1 to 200 characters.
-            info: What others may know about the user: JSON values, at most 16 KiB when packed.
+            info: Data about the user that others may see: JSON values, at most 16 KiB when packed.
 
         Raises:
             TypeError: The id is no str, or the info is not of JSON values.
@@ -248,7 +250,10 @@ class GroupSocket(WebSocket):
         """
         if self._connection is None:
             pack_info(info)
-            self._identity = require_user(user), info
+            require_same_user(None if self._identity is None else self._identity[0], require_user(user))
+            self._identity = str(user), info
+            if self._inbox is not None:
+                self._inbox.show_again(self._identity)
             return
         try:
             await self._connection.identify(user, info)
@@ -308,8 +313,8 @@ class GroupSocket(WebSocket):
         reset: str | None,
     ) -> AsyncIterator[None]:
         if self._connection is None:
-            if present and self._identity is None:
-                raise RuntimeError("nobody is known to be present: call `identify` before")
+            user = None if self._identity is None else self._identity[0]
+            pack_announcements(join, leave, present=present, user=user)
             if self._inbox is None:
                 self._inbox = await _LocalInbox.open(self)
             shown = Announcements(join, leave, MOST_TOLD) if present else None
@@ -361,6 +366,7 @@ class _LocalInbox:
         self._presence = layer.presence_of(channel)
         self.channel = channel
         self._groups = 0
+        self._shown: dict[str, float] = {}  # the groups that show the user, and since when
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -396,6 +402,7 @@ class _LocalInbox:
             finally:
                 self._groups -= 1
                 if identity is not None:
+                    self._shown.pop(group, None)
                     self._presence.hide(group, identity[0])
                 if not self._groups:
                     self._task.cancel()
@@ -403,10 +410,16 @@ class _LocalInbox:
                     if identity is not None:
                         self.layer.unfollow(user_group(identity[0]), self.channel)
                         self._presence.hide(user_group(identity[0]), self.channel)
+                        self._shown.clear()
                 await self.layer.group_discard(group, self.channel)
 
+    def show_again(self, identity: tuple[str, Any]) -> None:
+        """Show another info about the user."""
+        for group in self._shown:
+            self._show(group, (self.channel, identity[1]) if group == user_group(identity[0]) else identity)
+
     def _show(self, group: str, identity: tuple[str, Any]) -> None:
-        present = Present(*identity, time.time(), 1)
+        present = Present(*identity, self._shown.setdefault(group, time.time()), 1)
         self._presence.show(group, present, join={EXCLUDE: self.channel})
 
     async def _write(self, channel: str, *, with_kept: bool) -> None:

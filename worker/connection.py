@@ -223,11 +223,7 @@ class Connection:
             LayerUnavailable: The store could not be reached in time.
         """
         require_group(group)
-        if not present and (join is not None or leave is not None):
-            raise ValueError("the events join and leave need present=True")
-        if present and self.user is None:
-            raise RuntimeError("nobody is known to be present: call `identify` before")
-        templates = [_pack_event(each, is_template=True) for each in (join, leave)]
+        templates = pack_announcements(join, leave, present=present, user=self.user)
         if after is not None:
             # It follows first: from then on it gets kept messages from there alone.
             template = pack_template({"kind": EVENTS, "reset": reset})
@@ -278,8 +274,7 @@ class Connection:
                 many connections.
         """
         group = user_group(user)
-        if self.user not in (None, user):
-            raise RuntimeError(f"this is the connection of {self.user!r}: a connection has one user")
+        require_same_user(self.user, user)
         user = str(user)
         await self._change_presence(group, (IDENTIFY, user, pack_info(info)))
         self._user = user
@@ -421,6 +416,35 @@ class Connection:
         if not self._session.may_follow:
             raise RuntimeError("a client follows streams once it is accepted: send websocket.accept first")
         await self._session.change(stream_group(stream), (FOLLOW, stream, after, template), _FOLLOWED)
+
+
+def require_same_user(user: str | None, other: str) -> None:
+    """Raise RuntimeError if a connection has a user, and is to get another one."""
+    if user not in (None, other):
+        raise RuntimeError(f"this is the connection of {user!r}: a connection has one user")
+
+
+def pack_announcements(
+    join: Message | None, leave: Message | None, *, present: bool, user: str | None
+) -> tuple[bytes, bytes]:
+    """Check how a connection joins a group, and pack the events for joins and leaves.
+
+    Args:
+        join: The event for joins; None for none.
+        leave: The event for leaves; None for none.
+        present: Whether the user is shown in the group.
+        user: The user of the connection; None for none.
+
+    Raises:
+        TypeError: An event holds a value that a message cannot hold.
+        ValueError: An event is not valid, larger than 16 KiB, or given without `present`.
+        RuntimeError: There is no user to be shown.
+    """
+    if not present and (join is not None or leave is not None):
+        raise ValueError("the events join and leave need present=True")
+    if present and user is None:
+        raise RuntimeError("nobody is known to be present: call `identify` before")
+    return _pack_event(join, is_template=True), _pack_event(leave, is_template=True)
 
 
 def _pack_event(event: Message | None, *, is_template: bool = False) -> bytes:

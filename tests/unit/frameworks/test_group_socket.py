@@ -419,3 +419,34 @@ async def test_a_past_that_is_not_possible(
     app = Starlette(routes=[WebSocketRoute("/", refused)])
     async with serve(app) as connected, connected("/") as ann:
         assert await ann.receive() == b"kept"
+
+
+@pytest.mark.parametrize("serve", [on_asgibus, on_uvicorn])
+async def test_faults_of_an_app_raise_on_each_server(
+    serve: Callable[[Starlette], AbstractAsyncContextManager[Connect]],
+) -> None:
+    async def wrong(websocket: WebSocket) -> None:
+        socket, bus = GroupSocket.of(websocket), Bus.of(websocket)
+        await socket.accept()
+        with pytest.raises(TypeError, match="a message is text or bytes, not dict: send_json sends objects"):
+            await bus.send("a", {})  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="call `identify` before"):
+            async with socket.joined("a", present=True):
+                pass
+        with pytest.raises(ValueError, match="need present=True"):
+            async with socket.joined("a", join=JOIN):
+                pass
+        await socket.identify("ann", {"n": 1})
+        with pytest.raises(RuntimeError, match="a connection has one user"):
+            await socket.identify("bob")
+        with pytest.raises(ValueError, match=r"websocket\.nonsense"):
+            async with socket.joined("a", present=True, join={"type": "websocket.nonsense"}):
+                pass
+        async with socket.joined("a", present=True):
+            await socket.identify("ann", {"n": 2})
+            await socket.send_json([each.info for each in (await bus.layer.present("a")).users])
+            await socket.receive()
+
+    app = Starlette(routes=[WebSocketRoute("/", wrong)])
+    async with serve(app) as connected, connected("/") as ann:
+        assert json.loads(await ann.receive()) == [{"n": 2}]
