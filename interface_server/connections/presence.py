@@ -23,7 +23,7 @@ from asgibus.layers.errors import LayerUnavailable
 from asgibus.layers.frames import MESSAGE
 from asgibus.layers.names import split_local
 from asgibus.layers.presence import Announcements, Present, close_message, user_group
-from asgibus.protocol.connect_request import HTTP, reply_channel
+from asgibus.protocol.connect_request import WEBSOCKET, reply_channel
 from asgibus.protocol.counted_log import CountedLog
 from asgibus.protocol.events import EXCLUDE, IDENTIFY, PRESENT, SET_WILL, WILL_SET, Event
 
@@ -219,9 +219,9 @@ class Users:
                         limit,
                     )
                     self._bus.post(local[0], (MESSAGE, local[1], close_message(*TOO_MANY)))
-            if own in close and member.kind != HTTP:
+            if own in close and member.kind == WEBSOCKET:
                 return  # the app gets a disconnect
-            if own in close:  # its response may not have begun, which only the app can end then
+            if own in close:  # it may be in a state in which only the app can end it, as a response that has not begun
                 error = f"the user has over {limit} connections"
         except LayerUnavailable as unavailable:
             error = str(unavailable)

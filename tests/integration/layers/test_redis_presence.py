@@ -226,6 +226,29 @@ async def test_what_a_dead_process_left_is_removed_by_who_looks(
     assert set(admin.hkeys(KEY)) == {user_key("b" if by == "a join" else "a").encode(), SERVERS.encode(), mailbox}
 
 
+async def test_the_many_users_of_a_dead_process_are_removed(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    many = [f"user {number}" for number in range(700)]
+    await show(one, "a", *many[:100])
+    await show(two, *many)
+    await one.presence.remove_dead(two.mailbox, None)
+    assert await names(layer) == {"a", *many[:100]}
+    assert tuple(await layer.present_count("room")) == (101, 101)
+    assert admin.hlen(KEY) == 103, "besides, the processes, and the events of one"
+
+
+async def test_a_process_that_has_written_since_is_not_taken_for_dead(
+    layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
+) -> None:
+    one, two = buses
+    await show(one, "a")
+    await two.presence.remove_dead(one.mailbox, 1)
+    assert await names(layer) == {"a"}
+    assert admin.smembers(f"asgibus:presence:{one.mailbox}") == {b"room"}
+
+
 async def test_within_the_grace_nobody_is_taken_for_dead(
     layer: RedisChannelLayer, buses: tuple[Any, Any], admin: "redis.Redis[bytes]"
 ) -> None:
