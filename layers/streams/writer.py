@@ -174,7 +174,10 @@ class StreamWriter:
         if kind is None:
             raise problem
         if problem is not error:
-            logger.warning("stream %r: its end was not written: %s", self._name, problem)
+            # A process that stops cancels writers that have been replaced, and may not know of that: nothing is lost.
+            replaced = isinstance(problem, WriterFenced) and isinstance(error, asyncio.CancelledError)
+            level = logging.INFO if replaced else logging.WARNING
+            logger.log(level, "stream %r: its end was not written: %s", self._name, problem)
 
     async def _leave(self, error: BaseException | None) -> None:
         """End the stream, and the tasks that write it."""

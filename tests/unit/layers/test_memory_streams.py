@@ -222,6 +222,20 @@ async def test_an_error_of_the_app_is_not_hidden_by_the_fencing(
     assert "stream 'a': its end was not written" in caplog.text
 
 
+async def test_a_writer_that_was_replaced_is_cancelled_without_a_warning(
+    layer: InMemoryChannelLayer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = layer.stream("a")
+    first, second = stream.writer(), stream.writer()
+    await first.__aenter__()
+    await second.__aenter__()
+    error = asyncio.CancelledError()
+    with caplog.at_level(logging.WARNING):
+        await first.__aexit__(type(error), error, None)
+    assert caplog.text == ""
+    await second.__aexit__(None, None, None)
+
+
 async def test_a_writer_is_used_in_its_context(layer: InMemoryChannelLayer) -> None:
     writer = layer.stream("a").writer()
     for call in (writer.append(1), writer.flush()):
