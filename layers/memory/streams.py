@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -15,7 +16,15 @@ from asgibus.layers.streams.identity import WriterIdentity
 from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Broadcast, Page, StreamState
-from asgibus.layers.streams.store import ANOTHER_WRITER, DELETED, NOT_OPEN, PAGE_BYTES, WRITER_GONE, Batch
+from asgibus.layers.streams.store import (
+    ANOTHER_WRITER,
+    DELETED,
+    NOT_OPEN,
+    PAGE_BYTES,
+    REMEMBERED_SECONDS,
+    WRITER_GONE,
+    Batch,
+)
 
 DELETED_SECONDS = 60.0  # for which it is known that a stream was deleted
 
@@ -38,6 +47,7 @@ class _Stored:
         self.ids: dict[str, int] = {}  # of kept messages of a group: their numbers, the lowest first
         self.content_type = ""
         self.fails_at = 0.0  # while it is open: when it fails unless its writer gives a sign of life
+        self.gone_at = math.inf  # when the kept messages of a group expire
         self.expires_at = 0.0
 
     def trim(self, limits: StreamLimits) -> None:
@@ -193,7 +203,8 @@ class MemoryStreams:
             stream.ids[message_id] = stream.last
             while next(iter(stream.ids.values())) < stream.first:
                 del stream.ids[next(iter(stream.ids))]
-            stream.fails_at = stream.expires_at = self._clock() + limits.kept
+            stream.gone_at = self._clock() + limits.kept
+            stream.fails_at = stream.expires_at = stream.gone_at + REMEMBERED_SECONDS
             return True, Offset(stream.epoch, stream.last)
 
     def _find(self, name: str) -> _Stored | None:
@@ -206,6 +217,10 @@ class MemoryStreams:
             for each in [each for each, other in self._streams.items() if other.expires_at <= now]:
                 del self._streams[each]
             return None
+        if stream.gone_at <= now:
+            stream.batches.clear()
+            stream.ids.clear()
+            stream.first, stream.bytes = stream.last + 1, 0
         if stream.state is StreamState.OPEN and stream.fails_at <= now:
             stream.state = StreamState.FAILED
             stream.error = stream.error or WRITER_GONE

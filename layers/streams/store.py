@@ -15,6 +15,9 @@ from asgibus.layers.streams.page import Page, StreamState
 ANOTHER_WRITER = "another writer has begun"
 PAGE_BYTES = 256 * 1024
 """The bytes of batches in one page, and one batch more."""
+REMEMBERED_SECONDS = 7 * 86400.0
+"""The time for which the number of the last kept message of a group is known after the messages have expired: members
+that have got them all need no reset then."""
 DELETED = "the stream was deleted"
 NOT_OPEN = "the stream is not open any more"
 WRITER_GONE = "the writer is gone"

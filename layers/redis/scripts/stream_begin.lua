@@ -13,7 +13,8 @@
 --          `cancelled`: 1 if somebody has asked the writer to stop;
 --          `fails`: when an open stream fails, unless its writer gives a sign of life;
 --          `grace`: for how long it stays open if its writer dies;
---          `kept`: for how long it is kept after its end; these three times are in ms; and
+--          `kept`: for how long it is kept after its end;
+--          `gone`: when the kept messages of a group expire, if it has those; these four times are in ms; and
 --          `type`: its content type for HTTP clients, if the writer has given one
 -- KEYS[2]  stream of the batches. The id of one is its epoch and the number of its last entry
 -- ARGV[1]  channel of the writer

@@ -5,10 +5,11 @@
 -- KEYS[2]  stream of the batches; each has one message, and its id
 -- KEYS[3]  hash: the number of each kept message by its id
 -- ARGV[1]  id of the message
--- ARGV[2]  for how long messages are kept after the last one, in ms
+-- ARGV[2]  for how long messages are kept after the last one, in ms. Their numbers are known for longer
 -- ARGV[3]  how many messages are kept
 -- ARGV[4]  how many bytes are kept
 -- ARGV[5]  the message
+-- ARGV[6]  for how long the number of the last one is known after that, in ms
 -- Returns  {1, or 0 if a message with that id is kept; epoch; its number}
 
 -- include now.lua
@@ -22,6 +23,7 @@ if not is_open() then
     error = '', grace = '0'
   }
 end
+if stream.gone and tonumber(stream.gone) <= now then redis.call('UNLINK', KEYS[2], KEYS[3]) end
 local known = redis.call('HGET', KEYS[3], ARGV[1])
 if known and tonumber(known) >= tonumber(stream.first) then return {0, stream.epoch, known} end
 local first, last, bytes = tonumber(stream.first), tonumber(stream.last) + 1, stream.bytes + #ARGV[5]
@@ -39,7 +41,8 @@ while true do
   first = math.max(first, number + 1)
 end
 stream.first, stream.last, stream.bytes = text(first), text(last), text(bytes)
-stream.fails, stream.kept = text(now + ARGV[2]), ARGV[2]
+stream.fails, stream.kept, stream.gone = text(now + ARGV[2] + ARGV[6]), ARGV[2], text(now + ARGV[2])
 save(0)
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
 redis.call('PEXPIRE', KEYS[3], ARGV[2])
 return {1, stream.epoch, text(last)}

@@ -29,7 +29,15 @@ from asgibus.layers.streams.identity import UNWATCHED_SECONDS, WRITER_SECONDS, W
 from asgibus.layers.streams.messages import StreamMessages
 from asgibus.layers.streams.offsets import BEGINNING, Offset
 from asgibus.layers.streams.page import Broadcast, Page, StreamState
-from asgibus.layers.streams.store import ANOTHER_WRITER, DELETED, NOT_OPEN, PAGE_BYTES, WRITER_GONE, Batch
+from asgibus.layers.streams.store import (
+    ANOTHER_WRITER,
+    DELETED,
+    NOT_OPEN,
+    PAGE_BYTES,
+    REMEMBERED_SECONDS,
+    WRITER_GONE,
+    Batch,
+)
 
 logger = logging.getLogger("asgibus.layers")
 
@@ -349,7 +357,7 @@ class RedisStreams:
     async def _keep(self, name: str, packed: bytes, limits: StreamLimits, message_id: str) -> tuple[bool, Offset]:
         store = await self._stores.client_of(name, self._layer.send_until())
         sealed = self._entries.seal(store.keys.stream(name), packed)
-        arguments = message_id, _ms(limits.kept), limits.entries, limits.bytes, sealed
+        arguments = message_id, _ms(limits.kept), limits.entries, limits.bytes, sealed, _ms(REMEMBERED_SECONDS)
         is_new, epoch, number = await self._call(store, scripts.STREAM_KEEP, name, *arguments, ids=True)
         return bool(is_new), Offset(int(epoch), int(number))
 

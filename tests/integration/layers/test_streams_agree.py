@@ -145,8 +145,9 @@ def age(admin: "redis.Redis[bytes]", prefix: str, seconds: float) -> None:
     """Make all streams under the prefix look older by this many seconds."""
     milliseconds = round(seconds * 1000)
     for key in admin.scan_iter(f"{prefix}:stream*"):
-        if admin.type(key) == b"hash" and (fails := admin.hget(key, "fails")) is not None:
-            admin.hset(key, "fails", str(max(0, int(fails) - milliseconds)))
+        for field in ("fails", "gone") if admin.type(key) == b"hash" else ():
+            if (at := admin.hget(key, field)) is not None:
+                admin.hset(key, field, str(max(0, int(at) - milliseconds)))
         admin.pexpire(key, max(0, admin.pttl(key) - milliseconds))
 
 

@@ -428,3 +428,19 @@ async def test_other_tasks_have_turns_while_a_writer_appends_in_a_loop(layer: In
             await out.append(number)
         assert turns - begun >= 20
     counting.cancel()
+
+
+async def test_members_that_had_all_messages_of_a_quiet_group_get_no_reset(
+    layer: InMemoryChannelLayer, clock: Clock
+) -> None:
+    past = layer.group_past("room")
+    for text in "ab":
+        await layer.group_send("room", {"type": "x", "text": text}, keep=5, id=text)
+    page = await past.page()
+    clock.now += layer.group_expiry + 1
+    late = await past.page(page.items[0][0])
+    assert (late.reset, late.items, late.bytes) == (True, [], 0), "it lacks a message that has expired"
+    assert not (await past.page(page.next)).reset
+    assert await layer.group_send("room", {"type": "x", "text": "c"}, keep=5, id="a"), "an id that has expired"
+    page = await past.page(page.next)
+    assert (page.reset, [item["text"] for item in items(page)]) == (False, ["c"])
