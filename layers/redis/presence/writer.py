@@ -104,8 +104,12 @@ class _Group:
     @property
     def is_over(self) -> bool:
         """Whether there is nothing to keep, to write or to tell."""
-        busy = self.writing is not None or self.telling is not None or self.unwritten or self.missing
-        return not (busy or self.entries or self.stored)
+        return self.is_empty and self.writing is None and self.telling is None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nobody to keep or to write."""
+        return not (self.entries or self.stored or self.unwritten or self.missing)
 
 
 class PresenceWriter:
@@ -177,6 +181,8 @@ class PresenceWriter:
         for name, at in list(self._groups.items()):
             if at.store is not None and at.store is not store:
                 continue
+            if at.is_empty:
+                continue  # its first user is about to be shown
             if again is not None:
                 at.lost = 0
                 if at.again is not Again.TELLING:

@@ -94,6 +94,19 @@ async def test_users_are_back_after_a_flush_and_nothing_is_told(
     assert tuple(await layer.present_count("room")) == (1, 1)
 
 
+async def test_a_heartbeat_before_the_first_user_changes_nothing(
+    layer: RedisChannelLayer, buses: tuple[Any, Any]
+) -> None:
+    one, _ = buses
+    member = await layer.new_channel()
+    await layer.group_add("room", member)
+    for everything in (False, True):
+        one.presence.renew(one.presence._home, everything=everything, lapsed=False)
+        await one.presence.settle()
+    await show(one, "a")
+    assert (await receive(layer, member))["text"] == '+"a"'
+
+
 @pytest.mark.parametrize("lost", ["the reply of a join", "the reply of a leave"])
 async def test_a_change_is_told_although_its_reply_was_lost(
     lost: str, layer: RedisChannelLayer, buses: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
