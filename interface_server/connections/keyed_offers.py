@@ -204,6 +204,12 @@ class KeyedOffers:
         for waiting in self._waiting.values():
             waiting.pop(connection.number, None)
 
+    def give_away(self) -> None:
+        """Offer none of the connections that wait, and restore no keys: another process does."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        self._restore = []
+
     def _on_assigned(self, connection: Connection, key: AffinityKey, deaths: int, known: bool, offer: Offer) -> None:
         """Handle that the worker of an offer is known."""
         if offer.claimant:

@@ -429,6 +429,8 @@ class ConnectionRegistry(Handler):
         """Forget all connections without a word: another process has them."""
         self._open.clear()
         self._pending = PendingConnections(self._settings, self.log)
+        if self._keyed is not None:
+            self._keyed.give_away()
         self.groups = Groups(self.log)
         self.followers = Followers(self.log, self._settings.max_follows, self._settings.stream_keep_alive)
         self.users = Users(self._settings, self.groups, self.log)

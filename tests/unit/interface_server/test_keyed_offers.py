@@ -133,6 +133,23 @@ async def test_the_loop_runs_while_many_connections_are_offered() -> None:
     assert site.bus.answer("worker!") == MANY - 1
 
 
+async def test_a_process_offers_nothing_that_another_one_has() -> None:
+    site = Site()
+    site.tick()
+    for number in range(MANY):
+        site.open(number)
+    site.bus.answer("")
+    site.tick()
+    await site.tasks.wait()
+    site.bus.answer("worker!")
+    site.tick()
+    await asyncio.sleep(0)
+    assert 0 < site.bus.answer("worker!") < MANY - 1, "some are being offered"
+    site.registry.give_away()
+    await site.tasks.wait()
+    assert site.bus.offered == []
+
+
 async def test_who_has_waited_too_long_is_given_up_and_not_offered() -> None:
     site = Site()
     site.tick()
