@@ -630,13 +630,18 @@ class Session:
         """Name this worker as the owner, if no event has done so yet."""
         self._outbox.announce()
 
-    async def confirm(self) -> None:
-        """Ask the interface server whether this connection is still to be served. If not, the session is closed."""
+    async def confirm(self) -> bool:
+        """Ask the interface server whether this connection is still to be served, and return the answer.
+
+        It is, too, if its client has left and the interface server waits for a run that gets the disconnect.
+        """
         self.confirmation = asyncio.get_running_loop().create_future()
         self._outbox.probe()
         await self.confirmation
-        if not self._outbox.closed:
-            self._outbox.complete_claim()
+        if self._outbox.closed and not self.end_awaited:
+            return False
+        self._outbox.complete_claim()
+        return True
 
     def _resolve_confirmation(self) -> None:
         if self.confirmation is not None and not self.confirmation.done():

@@ -227,10 +227,8 @@ class Worker(BaseWorker):
         """
         error: BaseException | None = None
         try:
-            if session.stale:
-                await session.confirm()
-                if session.closed:
-                    return
+            if session.stale and not await session.confirm():
+                return
             if paced:
                 await self._resume_pace.wait_for_turn()
                 if self._stop.is_set() and session.pass_on():

@@ -441,22 +441,27 @@ def test_recent_responses_are_bounded_in_number_and_age(monkeypatch: pytest.Monk
 # Claims that an earlier worker may have handled.
 
 
-@pytest.mark.parametrize("served_already", [True, False])
-@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
-async def test_a_stale_claim_is_served_if_confirmed(
-    served_already: bool, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs: list[str] = []
+@pytest.fixture
+def _stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every claim a stale one."""
     claim = MemoryBus.claim
 
     async def stale(bus: MemoryBus, channels: Sequence[str], limit: int) -> list[Claim]:
         return [Claim(each.channel, each.id, each.entry, stale=True) for each in await claim(bus, channels, limit)]
 
+    monkeypatch.setattr(MemoryBus, "claim", stale)
+
+
+@pytest.mark.usefixtures("_stale")
+@pytest.mark.parametrize("served_already", [True, False])
+@pytest.mark.parametrize("kind", [HTTP, WEBSOCKET])
+async def test_a_stale_claim_is_served_if_confirmed(served_already: bool, kind: str) -> None:
+    runs: list[str] = []
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         runs.append(scope["path"])
         await (hello if kind == HTTP else echo)(scope, receive, send)
 
-    monkeypatch.setattr(MemoryBus, "claim", stale)
     async with running(app) as interface:
         number = interface.open(kind)
         await until(lambda: (PROBE, number, 1, 0) in interface.frames(number))
@@ -469,6 +474,20 @@ async def test_a_stale_claim_is_served_if_confirmed(
         else:
             await until(lambda: interface.events(number))
             assert len(runs) == 1
+
+
+@pytest.mark.usefixtures("_stale")
+async def test_the_app_gets_the_disconnect_of_a_client_that_has_left_before_a_stale_claim() -> None:
+    app = Witness()
+    app.may_return.set()
+    async with running(app, resume=True) as interface:
+        number = interface.open(WEBSOCKET, attempt=2, resumed=True)
+        await until(lambda: (PROBE, number, 2, 0) in interface.frames(number))
+        interface.post((EVENT, number, 2, 0, 0, events.WEBSOCKET_DISCONNECT, 1001, ""), (ACK, number, 2, 0))
+        await until(lambda: interface.worker.gauges()["sessions"] == 0)
+        assert app.codes == [1001]
+        assert interface.frames(number)[-1] == (ACK, number, 2, 1)
+        assert open_claims(interface) == 0
 
 
 # Disconnects.
