@@ -56,7 +56,6 @@ class Wills:
         self._due = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._again = False
-        self._lapsed = False
 
     def __len__(self) -> int:
         """Return the number of wills."""
