@@ -170,7 +170,7 @@ class StreamFrames:
         Args:
             stream: The name of the stream.
             delivery: The delivery.
-            bad: Gets a sentence for each entry that cannot be written.
+            bad: Gets a text for each entry that cannot be written, or only as null.
         """
         written: list[Event] = []
         if delivery.reset is not None:
@@ -184,7 +184,11 @@ class StreamFrames:
             elif self._raw and self.kind == WEBSOCKET and type(item) in (str, bytes) and "entry" not in self._texts:
                 written.append((MESSAGE_SENT, item))
             else:
-                self._add(written, "entry", stream, offset, item)
+                try:
+                    self._add(written, "entry", stream, offset, item)
+                except (TypeError, RecursionError) as error:
+                    bad.append(f"{offset} is null in JSON: {error}")
+                    self._add(written, "entry", stream, offset, None)
         if delivery.over is not None:
             failed = delivery.over is StreamState.FAILED
             self._add(written, "error" if failed else "end", stream, delivery.offset, delivery.error or None)
@@ -210,7 +214,11 @@ class StreamFrames:
 
 
 def _fill(parts: list[str], names: Mapping[str, str], item: Any) -> str:
-    """Join the parts of a text: every second one is the name of a placeholder."""
+    """Join the parts of a text: every second one is the name of a placeholder.
+
+    Raises:
+        TypeError, RecursionError: JSON cannot express the item.
+    """
     if len(parts) == 1:
         return parts[0]
     filled = list(parts)
@@ -219,19 +227,11 @@ def _fill(parts: list[str], names: Mapping[str, str], item: Any) -> str:
         if name in names:
             filled[index] = names[name]
         elif name == "data":
-            filled[index] = _as_json(item)
+            filled[index] = json.encode(item).decode()
         else:
             text = _as_text(item)
             filled[index] = html.escape(text) if name == "html" else text
     return "".join(filled)
-
-
-def _as_json(item: Any) -> str:
-    """Return an entry as JSON: bytes as base64, and null for a dict whose keys are none of JSON."""
-    try:
-        return json.encode(item).decode()
-    except (TypeError, RecursionError):
-        return "null"
 
 
 def _as_text(item: Any) -> str:
@@ -239,4 +239,4 @@ def _as_text(item: Any) -> str:
         return item
     if item is None:
         return ""
-    return item.decode("utf-8", "replace") if isinstance(item, bytes) else _as_json(item)
+    return item.decode("utf-8", "replace") if isinstance(item, bytes) else json.encode(item).decode()

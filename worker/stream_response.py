@@ -7,6 +7,7 @@ other server the app itself reads the stream and sends the entries.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
@@ -24,6 +25,8 @@ from asgibus.protocol.followers import Delivery
 from asgibus.protocol.stream_frames import KEEP_ALIVE, StreamFrames, Template, read_template, sse_template
 from asgibus.worker.connection import Extension
 from asgibus.worker.local_layer import local_layer
+
+logger = logging.getLogger("asgibus.worker")
 
 Headers = Iterable[tuple[bytes, bytes]]
 Message = MutableMapping[str, Any]
@@ -185,9 +188,12 @@ class _Reading:
         error: str = "",
     ) -> None:
         delivery: Delivery[Any] = Delivery((), reset, [*entries], over, error, offset)
-        for event in self._frames.events(self._stream.name, delivery, []):
+        bad: list[str] = []
+        for event in self._frames.events(self._stream.name, delivery, bad):
             if event[0] == RESPONSE_BODY:
                 await self._write(event[1])
+        for why in bad:
+            logger.warning("an entry of stream %r could not be written: %s", self._stream.name, why)
 
     async def _write(self, body: bytes) -> None:
         async with self._lock:

@@ -443,7 +443,7 @@ class Followers:
         bad: list[str] = []
         events = frames.events(stream.name, delivery, bad)
         for error in bad:
-            self._log.count("bad entry", "an entry of stream %r was not written: %s", stream.name, error)
+            self._log.count("bad entry", "an entry of stream %r could not be written: %s", stream.name, error)
         return events
 
     # Time.

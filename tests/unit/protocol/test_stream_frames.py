@@ -98,7 +98,12 @@ def test_keys_that_json_lacks_and_depth_that_it_cannot_have() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    assert [text for _, text in written({"entry": "{data}"}, [{(1, 2): 3}, deep])] == ["null", "null"]
+    entries = [(Offset(1000, number), item) for number, item in enumerate([{(1, 2): 3}, deep, "whole"], 5)]
+    bad: list[str] = []
+    frames = read_template(pack_template({"entry": "{data}"}))
+    events = frames.events("answer", Delivery((), None, entries, None, "", LAST), bad)
+    assert [event[1] for event in events] == ["null", "null", '"whole"']
+    assert [each.partition(" is null in JSON: ")[0] for each in bad] == ["1000-5", "1000-6"]
 
 
 def test_the_same_template_is_read_once() -> None:
