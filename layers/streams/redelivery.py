@@ -1,4 +1,4 @@
-"""What the writers of streams know of the background message that is being handled."""
+"""The redelivery of the background message that is being handled, as the writers of streams see it."""
 
 from __future__ import annotations
 
