@@ -11,7 +11,7 @@ import redis
 from asgibus.layers import open_layer
 from chaos.scale import NOTICED, ROUNDS, by_form
 from chaos.stream_peer import JOB
-from support.deadline import in_time
+from support.deadline import in_time, wait_until
 from support.processes import Process, Processes
 
 pytestmark = pytest.mark.usefixtures("short_leases")
@@ -38,6 +38,7 @@ def test_a_killed_writer_ends_its_stream(processes: Processes, redis_url: str) -
         for reader in readers:
             failed = float(reader.wait_for(r"failed (\d+\.\d+) StreamError\('answer\.\d+', 'the writer is gone'\)")[1])
             in_time(failed - killed, NOTICED)
+            assert reader.wait() == 0
             assert "wrong" not in reader.log()
         # The readers that follow got all that had been stored.
         assert len({reader.log().count("got") for reader in readers}) == 1
@@ -78,7 +79,9 @@ def test_readers_notice_nothing_of_an_empty_redis(processes: Processes, redis_ur
             admin.flushall()
         for reader in readers:
             reader.wait_for(f"got {2 * ROUNDS * SOME}\n")
-        assert admin.hset("asgibus:stream-state:{asgibus:stream:answer}", "cancelled", "1") == 0
+        state = "asgibus:stream-state:{asgibus:stream:answer}"
+        wait_until(lambda: admin.exists(state))  # readers may have got all of these entries before the last flush
+        assert admin.hset(state, "cancelled", "1") == 0
     for reader in readers:
         reader.wait_for(r"ended \d+")
         assert reader.wait() == 0
