@@ -92,7 +92,7 @@ def test_slow_downloads_go_on(worker: Process, start_interface: Start, redis_url
         while not move.done():
             for client in clients:
                 client.socket.recv(4_000)
-            time.sleep(0.01)
+            time.sleep(0.01)  # the clients are slow
         assert move.result()[1] == "4 http sockets moved"
         for client in clients:
             assert client.read_until_close(HANG).endswith(b"hello\r\n0\r\n\r\n")

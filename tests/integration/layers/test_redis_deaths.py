@@ -487,7 +487,7 @@ async def test_a_busy_event_loop_keeps_its_lease_and_a_hung_one_loses_it(redis_u
         await until(lambda: one.handler.frames)
         await asyncio.sleep(3 * BEAT)
         await two.do("block", LEASE + 0.5)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)  # a death would be noticed by then
         assert one.handler.dead == two.all("dead") == []
         assert two.all("interrupted") == []
         began = time.monotonic()

@@ -135,7 +135,7 @@ async def test_a_writer_whose_death_nobody_notices_gives_more_signs_of_life(
     await writer.__aenter__()
     reader = asyncio.create_task(read(other, []))
     await writer.append(1)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.5)  # longer than a stream without a sign of life stays open
     assert (await other.stream("a").info()).state is StreamState.OPEN
     for task in writer._tasks:
         task.cancel()  # as if the process had died

@@ -22,7 +22,7 @@ if not settings.configured:
 
 
 class Ends:
-    """What consumers and the test tell each other."""
+    """The signals between consumers and the test."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()

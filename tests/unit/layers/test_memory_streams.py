@@ -352,7 +352,7 @@ async def test_a_reader_stays_for_longer_than_channels_stay_in_groups() -> None:
         for number in range(1, 20):
             await out.append(number)
             await until(lambda: len(read) == number)  # noqa: B023
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the next entry comes while the reader waits
     await asyncio.wait_for(reader, 5)
 
 
